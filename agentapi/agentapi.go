@@ -1,0 +1,145 @@
+// Package agentapi is the agent's local interface: the JSON documents served on
+// its Unix socket and a client for them. The CLI, the laboratory and the
+// console read these; nothing else of the agent is reachable from outside.
+package agentapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// DefaultSocket is where an agent listens, mode 0600.
+const DefaultSocket = "/run/maneki/agent.sock"
+
+// maxDocument bounds what a client reads from the socket, in bytes.
+const maxDocument = 64 << 20
+
+// ErrNotRunning means that nothing answers on the socket.
+var ErrNotRunning = errors.New("the agent is not running")
+
+// Status is the document at /v1/status: the state of one host.
+type Status struct {
+	Node      string     `json:"node"`
+	Version   string     `json:"version"`
+	PID       int        `json:"pid"`
+	Started   time.Time  `json:"started"`
+	Ready     bool       `json:"ready"`
+	NotReady  []string   `json:"notReady,omitempty"` // reasons in words while Ready is false
+	Datastore Datastore  `json:"datastore"`
+	IPv4      Address    `json:"ipv4"`
+	IPv6      Address    `json:"ipv6"`
+	ASNumber  uint32     `json:"asNumber"`
+	BGP       string     `json:"bgp"` // "running", "disabled" or why it is not running
+	Peers     []BGPPeer  `json:"peers"`
+	Tables    []Table    `json:"tables"`
+	Endpoints []Endpoint `json:"endpoints"`
+	Problems  []string   `json:"problems,omitempty"` // objects that could not be used, one line each
+}
+
+// Datastore says which store is used and whether it answers.
+type Datastore struct {
+	Type      string    `json:"type"` // "etcdv3" or "embedded"
+	Endpoints []string  `json:"endpoints"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // of the present state
+	Error     string    `json:"error,omitempty"`
+}
+
+// Address is the host's address of one family and why it was chosen.
+type Address struct {
+	Prefix    netip.Prefix `json:"prefix"` // invalid when the host has none
+	Interface string       `json:"interface,omitempty"`
+	Reason    string       `json:"reason,omitempty"`
+}
+
+// BGPPeer is one row of `node status`.
+type BGPPeer struct {
+	Address    netip.Addr `json:"address"`
+	Name       string     `json:"name,omitempty"`
+	Type       string     `json:"type"`  // node-to-node mesh, node specific, global
+	State      string     `json:"state"` // RFC 4271 name: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since      time.Time  `json:"since"`
+	LastError  string     `json:"lastError,omitempty"`
+	ASNumber   uint32     `json:"asNumber"`
+	Received   int        `json:"received"`
+	Advertised int        `json:"advertised"`
+}
+
+// Table is the state of one kind of kernel object that the agent keeps.
+type Table struct {
+	Name      string    `json:"name"`
+	Wanted    int       `json:"wanted"`
+	Present   int       `json:"present"`
+	Failed    int       `json:"failed"`
+	Healed    uint64    `json:"healed"` // objects put back after somebody else changed them
+	LastError string    `json:"lastError,omitempty"`
+	LastSync  time.Time `json:"lastSync"`
+}
+
+// Endpoint is one local workload.
+type Endpoint struct {
+	Namespace string         `json:"namespace"`
+	Name      string         `json:"name"`
+	Workload  string         `json:"workload"`
+	Interface string         `json:"interface"`
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// Client talks to one agent.
+type Client struct {
+	http *http.Client
+	path string
+}
+
+// NewClient returns a client for the agent listening at socket; empty means
+// DefaultSocket.
+func NewClient(socket string) *Client {
+	if socket == "" {
+		socket = DefaultSocket
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{path: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Status asks the agent for its state. The error is ErrNotRunning, wrapped,
+// when no agent answers.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var s Status
+	if err := c.get(ctx, "/v1/status", &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+func (c *Client) get(ctx context.Context, path string, into *Status) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	if err != nil {
+		return fmt.Errorf("ask agent for %s: %w", path, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("%w (socket %s: %w)", ErrNotRunning, c.path, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument))
+	if err != nil {
+		return fmt.Errorf("read agent's answer to %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("agent answered %s to %s: %s", resp.Status, path, body)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("parse agent's answer to %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,62 @@
+package api
+
+import (
+	"time"
+)
+
+// TypeMeta names the kind of an object, as in every Kubernetes-style document.
+type TypeMeta struct {
+	Kind       string `json:"kind,omitempty"`
+	APIVersion string `json:"apiVersion,omitempty"`
+}
+
+// ObjectMeta is the part of Kubernetes' metadata that Calico's datastore
+// carries. The field order is the order of the stored JSON.
+type ObjectMeta struct {
+	Name              string            `json:"name,omitempty"`
+	GenerateName      string            `json:"generateName,omitempty"`
+	Namespace         string            `json:"namespace,omitempty"`
+	SelfLink          string            `json:"selfLink,omitempty"`
+	UID               string            `json:"uid,omitempty"`
+	ResourceVersion   string            `json:"resourceVersion,omitempty"`
+	Generation        int64             `json:"generation,omitempty"`
+	CreationTimestamp *time.Time        `json:"creationTimestamp,omitempty"`
+	DeletionTimestamp *time.Time        `json:"deletionTimestamp,omitempty"`
+	Labels            map[string]string `json:"labels,omitempty"`
+	Annotations       map[string]string `json:"annotations,omitempty"`
+	OwnerReferences   []OwnerReference  `json:"ownerReferences,omitempty"`
+	Finalizers        []string          `json:"finalizers,omitempty"`
+}
+
+// OwnerReference is Kubernetes' pointer to the object this one belongs to.
+type OwnerReference struct {
+	APIVersion         string `json:"apiVersion"`
+	Kind               string `json:"kind"`
+	Name               string `json:"name"`
+	UID                string `json:"uid"`
+	Controller         *bool  `json:"controller,omitempty"`
+	BlockOwnerDeletion *bool  `json:"blockOwnerDeletion,omitempty"`
+}
+
+// Object is one v3 resource. Every kind is a pointer to a struct that embeds
+// Resource and so needs to write only Default and Validate.
+type Object interface {
+	Type() *TypeMeta
+	Meta() *ObjectMeta
+	// Default fills the fields nobody typed, as Calico's CRDs do.
+	Default()
+	// Validate reports every field that is wrong, as a *FieldErrors, or nil.
+	Validate() error
+}
+
+// Resource is the common head of every v3 object.
+type Resource struct {
+	TypeMeta
+	ObjectMeta `json:"metadata"`
+}
+
+// Type returns the kind and apiVersion, for reading and writing.
+func (r *Resource) Type() *TypeMeta { return &r.TypeMeta }
+
+// Meta returns the metadata, for reading and writing.
+func (r *Resource) Meta() *ObjectMeta { return &r.ObjectMeta }
