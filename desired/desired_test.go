@@ -1,0 +1,143 @@
+package desired_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/manekinet/maneki/desired"
+)
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestRoutesPrintLikeIPRoute(t *testing.T) {
+	rs := desired.Routes{}
+	add := func(dst string, r desired.Route) { rs.Add(desired.NewRouteKey(prefix(dst)), r) }
+	add("192.168.57.64/26", desired.Route{Gateway: addr("172.18.0.3"), Dev: "eth0", Proto: desired.ProtoBGP})
+	add("192.168.36.192/26", desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed, Dev: "ignored"})
+	add("192.168.36.192/32", desired.Route{Dev: "cali123", Proto: desired.ProtoEndpoint})
+	add("0.0.0.0/0", desired.Route{Gateway: addr("10.0.0.1"), Dev: "eth0", Proto: desired.ProtoBGP})
+	add("10.9.0.77/26", desired.Route{Gateway: addr("10.9.0.64"), Dev: "vxlan.calico", Onlink: true, MTU: 1450,
+		Proto: desired.ProtoComputed, Src: addr("10.0.0.2")})
+	add("fd00:10::40/122", desired.Route{Gateway: addr("fd01::3"), Dev: "eth0", Proto: desired.ProtoBGP})
+	add("fd00:10::80/122", desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed})
+	rs.Add(desired.RouteKey{Table: 100, Dst: prefix("10.0.0.0/8"), Priority: 7}, desired.Route{Dev: "eth1", Proto: 80})
+
+	want := `10.0.0.0/8 dev eth1 table 100 proto 80 scope link metric 7
+default via 10.0.0.1 dev eth0 proto 81
+10.9.0.64/26 via 10.9.0.64 dev vxlan.calico proto 80 src 10.0.0.2 onlink mtu 1450
+blackhole 192.168.36.192/26 proto 80
+192.168.36.192 dev cali123 scope link
+192.168.57.64/26 via 172.18.0.3 dev eth0 proto 81
+fd00:10::40/122 via fd01::3 dev eth0 proto 81 metric 1024 pref medium
+blackhole fd00:10::80/122 dev lo proto 80 metric 1024 pref medium
+`
+	if got := rs.String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got, want := rs[desired.NewRouteKey(prefix("192.168.57.64/26"))].String(), "via 172.18.0.3 dev eth0 proto 81"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	key := desired.NewRouteKey(prefix("10.0.0.0/24"))
+	ok := desired.Route{Gateway: addr("10.1.0.1"), Dev: "eth0", Proto: 80}
+	tests := []struct {
+		name string
+		key  desired.RouteKey
+		edit func(*desired.Route)
+		want string // part of the error; empty for none
+	}{
+		{"good", key, func(*desired.Route) {}, ""},
+		{"good blackhole", key, func(r *desired.Route) { *r = desired.Route{Type: desired.Blackhole, Proto: 80} }, ""},
+		{"no destination", desired.RouteKey{}, func(*desired.Route) {}, "destination is missing"},
+		{"host bits", desired.RouteKey{Table: 254, Dst: prefix("10.0.0.1/24")}, func(*desired.Route) {}, "must be 10.0.0.0/24"},
+		{"no priority", desired.RouteKey{Table: 254, Dst: prefix("fd00::/64")}, func(*desired.Route) {}, "metric 1024"},
+		{"other", key, func(r *desired.Route) { r.Type = desired.Other }, "type other"},
+		{"no protocol", key, func(r *desired.Route) { r.Proto = 0 }, "protocol 0"},
+		{"no device", key, func(r *desired.Route) { r.Dev = "" }, "interface is missing"},
+		{"mtu", key, func(r *desired.Route) { r.MTU = -1 }, "mtu -1"},
+		{"gateway family", key, func(r *desired.Route) { r.Gateway = addr("fd00::1") }, "gateway fd00::1"},
+		{"source family", key, func(r *desired.Route) { r.Src = addr("fd00::1") }, "source fd00::1"},
+		{"onlink alone", key, func(r *desired.Route) { r.Gateway, r.Onlink = netip.Addr{}, true }, "onlink"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := ok
+			tt.edit(&r)
+			err := r.Validate(tt.key)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestNormalIsIdempotent(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		bytes := rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "address")
+		a := netip.AddrFrom16([16]byte(bytes))
+		if rapid.Bool().Draw(t, "four") {
+			a = netip.AddrFrom4([4]byte(bytes[:4]))
+		}
+		if rapid.Bool().Draw(t, "mapped") {
+			a = netip.AddrFrom16(a.As16())
+		}
+		k := desired.RouteKey{
+			Table:    rapid.IntRange(0, 300).Draw(t, "table"),
+			Dst:      netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")),
+			Priority: rapid.Uint32().Draw(t, "priority"),
+		}
+		n := k.Normal()
+		if n != n.Normal() {
+			t.Fatalf("%v: %v then %v", k, n, n.Normal())
+		}
+		if !n.Dst.Contains(n.Dst.Addr()) || n.Table == 0 || n.Compare(n) != 0 {
+			t.Fatalf("%v gives %v", k, n)
+		}
+		r := desired.Route{Dev: "eth0", Proto: 80, LinkScope: rapid.Bool().Draw(t, "scope")}.Normal(n.Dst)
+		if err := r.Validate(n); err != nil {
+			t.Fatalf("normal route is refused: %v", err)
+		}
+	})
+}
+
+func TestAddrSet(t *testing.T) {
+	a := desired.NewAddrSet(addr("fd00::1"), addr("10.0.0.2"), addr("10.0.0.1"), addr("::ffff:10.0.0.2"), netip.Addr{})
+	b := desired.NewAddrSet(addr("10.0.0.1"), addr("10.0.0.2"), addr("fd00::1"))
+	if a != b || a.String() != "10.0.0.1,10.0.0.2,fd00::1" || !a.Has4() || !a.Has6() || len(a.Addrs()) != 3 {
+		t.Errorf("sets %v and %v", a, b)
+	}
+	if got := fmt.Sprintf("%v", desired.Endpoint{Interface: "cali1", MAC: "ee:ee", Addrs: a}); got != "{cali1 ee:ee 10.0.0.1,10.0.0.2,fd00::1}" {
+		t.Error(got)
+	}
+	var empty desired.AddrSet
+	if empty != desired.NewAddrSet() || empty.Addrs() != nil || empty.Has4() || empty.Has6() {
+		t.Error("the zero value is not the empty set")
+	}
+}
+
+func TestSysctls(t *testing.T) {
+	s := desired.HostSysctls(true, true)
+	s.Merge(desired.EndpointSysctls("cali.1", true, true))
+	want := `net/ipv4/conf/cali.1/forwarding = 1
+net/ipv4/conf/cali.1/proxy_arp = 1
+net/ipv4/conf/cali.1/route_localnet = 1
+net/ipv4/ip_forward = 1
+net/ipv4/neigh/cali.1/proxy_delay = 0
+net/ipv6/conf/all/forwarding = 1
+net/ipv6/conf/cali.1/accept_dad = 0
+net/ipv6/conf/cali.1/accept_ra = 0
+net/ipv6/conf/cali.1/disable_ipv6 = 0
+net/ipv6/conf/cali.1/forwarding = 1
+net/ipv6/conf/cali.1/proxy_ndp = 1
+`
+	if got := s.String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
