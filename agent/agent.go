@@ -1,0 +1,155 @@
+// Package agent wires one host. Run opens the store, registers the host, starts
+// the calculation, the tables, the speaker and the front doors, and stops them
+// all again; everything else in this package is one of those steps.
+//
+// A restart leaves the kernel as it is: nothing is written before the
+// datastore's snapshot and the kernel's own state are both known, routes learnt
+// by BGP are kept until the speaker has heard its peers again, and sessions end
+// without a NOTIFICATION so that the peers keep theirs (RFC 4724).
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/calc"
+	"github.com/manekinet/maneki/cni"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/endpoint"
+	"github.com/manekinet/maneki/ipam"
+	"github.com/manekinet/maneki/resource"
+)
+
+// Agent is one running host.
+type Agent struct {
+	opts    Options
+	started time.Time
+	conn    *connection
+	store   datastore.Store
+	objects *resource.Client
+	ipam    *ipam.Client
+	tables  *tables
+	speaker *bgp.Speaker
+	pipe    *pipeline
+	node    *nodeState
+}
+
+// Run is the life of an agent: it returns nil after ctx is done and everything
+// has stopped, or the error that made it impossible to start or go on.
+func Run(ctx context.Context, opts Options) error {
+	if err := opts.resolve(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("the agent %w: it makes interfaces and routes", ErrRootNeeded)
+	}
+	release, err := lock(opts.RunDir)
+	if err != nil {
+		return err
+	}
+	defer release()
+	a := &Agent{opts: opts, started: time.Now()}
+	if a.conn, err = openDatastore(ctx, opts); err != nil {
+		return err
+	}
+	defer a.conn.Close()
+	a.store = a.conn.store
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	// From here on the computer is changed.
+	if err := a.register(ctx); err != nil {
+		return err
+	}
+	return a.serve(ctx)
+}
+
+// prepare reads and checks, and changes nothing outside this process.
+func (a *Agent) prepare(ctx context.Context) error {
+	log := a.opts.Log
+	a.objects = resource.New(a.store, log)
+	if err := a.checkBGPPort(ctx); err != nil {
+		return err
+	}
+	var err error
+	if a.node, err = detectNode(a.opts); err != nil {
+		return err
+	}
+	if a.tables, err = newTables(a.opts); err != nil {
+		return err
+	}
+	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{})
+	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
+	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
+	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
+	a.pipe.onStore = a.storeNews
+	return nil
+}
+
+// serve starts everything and waits. Each line is one owner of goroutines.
+func (a *Agent) serve(ctx context.Context) error {
+	log := a.opts.Log
+	host := ipam.NewHost(a.ipam, a.opts.Node)
+	eps := endpoint.New(endpoint.Config{
+		Store: a.store, IPAM: host, Sink: a.pipe, Node: a.opts.Node, NodeLabels: a.node.labels,
+		MTU: a.node.podMTU, Prefix: a.opts.InterfacePrefix, StateDir: a.opts.StateDir, Log: log.With("part", "endpoint"),
+	})
+	servers, err := a.listen()
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.tables.run(ctx) })
+	g.Go(func() error { return a.tables.watch(ctx, a.pipe.linksChanged) })
+	g.Go(func() error { return a.pipe.run(ctx) })
+	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries(a.opts.Node)...) })
+	if a.opts.BGP {
+		g.Go(func() error { return a.speaker.Run(ctx) })
+	}
+	g.Go(func() error { return host.Run(ctx) })
+	g.Go(func() error { return a.keepAddress(ctx) })
+	for _, s := range servers {
+		g.Go(func() error { return s.serve(ctx) })
+	}
+	g.Go(func() error { return a.openFrontDoors(ctx, eps) })
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("stopped; the network of this host goes on without the agent")
+	return nil
+}
+
+// openFrontDoors lets workloads in once the first full state is in the kernel:
+// an address handed out earlier could collide with one not yet known.
+func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error {
+	if err := a.pipe.waitInSync(ctx); err != nil {
+		return err
+	}
+	if err := eps.Recover(ctx); err != nil {
+		a.opts.Log.Warn("some interrupted attachments could not be settled; they are tried again at the next start", "err", err)
+	}
+	server, err := cni.Listen(cni.Config{Socket: a.opts.RunDir + "/cni.sock", Endpoints: eps, Store: a.store, Log: a.opts.Log.With("part", "cni")})
+	if err != nil {
+		return err
+	}
+	a.pipe.ready()
+	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
+	a.opts.Notice("Maneki node started successfully")
+	return server.Serve(ctx)
+}
+
+// storeNews records whether the datastore answers, and logs a change of that.
+func (a *Agent) storeNews(err error) {
+	switch changed := a.conn.connected(err); {
+	case changed && err != nil:
+		a.opts.Log.Warn("the datastore does not answer; this host's network goes on as it is", "err", err)
+	case changed:
+		a.opts.Log.Info("the datastore answers again")
+	}
+}

@@ -1,0 +1,125 @@
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/manekinet/maneki/agentapi"
+	"github.com/manekinet/maneki/autodetect"
+	"github.com/manekinet/maneki/dataplane/links"
+)
+
+// nodeState is what the agent knows of its own host.
+type nodeState struct {
+	mu     sync.Mutex
+	choice [2]autodetect.Choice // IPv4, IPv6; invalid prefix where there is none
+	mtu    int                  // of the underlay
+	label  map[string]string
+}
+
+// detectNode finds the host's addresses and says in the log what it chose and
+// why. A host needs at least one; IPv6 is optional unless it was asked for.
+func detectNode(o Options) (*nodeState, error) {
+	found, err := listLinks()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	s := &nodeState{label: maps.Clone(o.Labels)}
+	for i, want := range []struct {
+		family        autodetect.Family
+		value, method string
+	}{{4, o.IP, o.Method}, {6, o.IP6, o.Method6}} {
+		c, err := choose(want.family, want.value, want.method, found)
+		switch {
+		case err == nil:
+			s.choice[i] = c
+		case want.family == 6 && want.method == "" && want.value == "autodetect":
+			o.Log.Debug("no IPv6 address", "why", err)
+		case want.family == 4 && want.method == "" && want.value == "autodetect":
+			o.Log.Debug("no IPv4 address", "why", err)
+		default:
+			return nil, fmt.Errorf("%w: %w", ErrBadOption, err)
+		}
+	}
+	if !s.choice[0].Prefix.IsValid() && !s.choice[1].Prefix.IsValid() {
+		_, err := choose(4, "autodetect", o.Method, found)
+		return nil, fmt.Errorf("%w: this host has no address to be known by (name one with --ip or --ip6): %w", ErrBadOption, err)
+	}
+	if s.mtu, err = links.DetectMTU(""); err != nil {
+		return nil, fmt.Errorf("find the host's MTU: %w", err)
+	}
+	return s, nil
+}
+
+func choose(family autodetect.Family, value, method string, found []autodetect.Interface) (autodetect.Choice, error) {
+	switch value {
+	case "none":
+		return autodetect.Choice{}, nil
+	case "autodetect":
+		return autodetect.Detect(method, family, found, kernelSource)
+	}
+	if p, err := netip.ParsePrefix(value); err == nil {
+		c, _ := autodetect.Match(p.Addr(), found)
+		c.Prefix = p
+		return c, nil
+	}
+	a, err := netip.ParseAddr(value)
+	if err != nil {
+		return autodetect.Choice{}, fmt.Errorf("address %q: %w", value, err)
+	}
+	c, _ := autodetect.Match(a, found)
+	return c, nil
+}
+
+// kernelSource asks the kernel which address it would use towards dst; a UDP
+// socket is connected, nothing is sent.
+func kernelSource(dst netip.Addr) (netip.Addr, error) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+func (s *nodeState) addresses() [2]autodetect.Choice {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.choice
+}
+
+func (s *nodeState) adopt(fresh *nodeState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.choice, s.mtu = fresh.choice, fresh.mtu
+}
+
+func (s *nodeState) labels() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.label
+}
+
+func (s *nodeState) setLabels(l map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.label = maps.Clone(l)
+}
+
+// podMTU is the underlay's MTU: nothing is put around a packet yet.
+func (s *nodeState) podMTU() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mtu
+}
+
+func (s *nodeState) report() (v4, v6 agentapi.Address) {
+	c := s.addresses()
+	conv := func(c autodetect.Choice) agentapi.Address {
+		return agentapi.Address{Prefix: c.Prefix, Interface: c.Interface, Reason: c.Reason}
+	}
+	return conv(c[0]), conv(c[1])
+}

@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/config"
+)
+
+// Errors by which a caller can choose an exit code.
+var (
+	ErrRootNeeded = errors.New("must run as root")
+	ErrBusy       = errors.New("already in use")
+	ErrBadOption  = errors.New("bad option")
+)
+
+// Options are everything an agent is told from outside, already resolved from
+// flags, environment and files. Resolve fills what is empty.
+type Options struct {
+	Version string
+	Log     *slog.Logger
+	Notice  func(format string, args ...any) // a line for the person who started the agent
+
+	Node      string // name of this host's Node
+	Datastore config.Config
+	Wait      bool          // wait for the datastore for ever rather than ConnectTimeout
+	Connect   time.Duration // how long to try; 0 means 10 s
+
+	EmbeddedDir  string   // data of the embedded etcd; default StateDir/etcd
+	EtcdListen   []string // client URLs of the embedded etcd besides localhost
+	StateDir     string   // default /var/lib/maneki
+	RunDir       string   // default /run/maneki
+	NodenameFile string   // default /var/lib/calico/nodename; "-" writes none
+	MTUFile      string   // default /var/lib/calico/mtu; "-" writes none
+
+	IP, IP6             string // "autodetect", "none", an address, or an address with its prefix length
+	Method, Method6     string // of address detection
+	SkipConflictCheck   bool
+	ASNumber            uint32 // 0: leave the Node's own
+	Labels              map[string]string
+	NoDefaultPools      bool
+	Pool4, Pool6        PoolOptions
+	BGP                 bool // false: networking backend "none"
+	InterfacePrefix     string
+	HealthAddr          string // host:port; "-" serves none
+	MetricsAddr         string
+	AutodetectInterval  time.Duration // 0 means 60 s
+	SkipEndpointRecover bool          // tests only
+}
+
+// PoolOptions shape one default pool; CIDR "none" creates none.
+type PoolOptions struct {
+	CIDR             string
+	BlockSize        int
+	IPIP, VXLAN      api.EncapMode
+	NATOutgoing      bool
+	NodeSelector     string
+	DisableBGPExport bool
+}
+
+// FromEnv reads the environment that calico/node knows (spec/calico.md §9).
+// Flags set afterwards take precedence.
+func FromEnv(environ func(string) string) (Options, error) {
+	e := env{get: environ}
+	o := Options{
+		Node:               strings.ToLower(e.first("NODENAME", "HOSTNAME")),
+		Wait:               e.boolean("WAIT_FOR_DATASTORE", false),
+		IP:                 e.or("IP", "autodetect"),
+		IP6:                e.or("IP6", "autodetect"),
+		Method:             e.get("IP_AUTODETECTION_METHOD"),
+		Method6:            e.get("IP6_AUTODETECTION_METHOD"),
+		SkipConflictCheck:  e.boolean("DISABLE_NODE_IP_CHECK", false),
+		ASNumber:           e.asn("AS"),
+		NoDefaultPools:     e.boolean("NO_DEFAULT_POOLS", false),
+		Pool4:              e.pool("CALICO_IPV4POOL_", true),
+		Pool6:              e.pool("CALICO_IPV6POOL_", false),
+		BGP:                e.or("CALICO_NETWORKING_BACKEND", "bird") == "bird",
+		InterfacePrefix:    strings.SplitN(e.or("FELIX_INTERFACEPREFIX", "cali"), ",", 2)[0],
+		AutodetectInterval: e.duration("AUTODETECT_POLL_INTERVAL"),
+	}
+	return o, e.err
+}
+
+type env struct {
+	get func(string) string
+	err error
+}
+
+func (e *env) or(name, def string) string {
+	if v := e.get(name); v != "" {
+		return v
+	}
+	return def
+}
+
+func (e *env) first(names ...string) string {
+	for _, n := range names {
+		if v := e.get(n); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func (e *env) bad(name, value, allowed string) {
+	e.err = errors.Join(e.err, fmt.Errorf("%w: environment variable %s is %q; allowed: %s", ErrBadOption, name, value, allowed))
+}
+
+func (e *env) boolean(name string, def bool) bool {
+	v := strings.ToLower(e.get(name))
+	switch v {
+	case "":
+		return def
+	case "true", "1", "yes", "y", "t":
+		return true
+	case "false", "0", "no", "n", "f":
+		return false
+	}
+	e.bad(name, v, "true or false")
+	return def
+}
+
+func (e *env) duration(name string) time.Duration {
+	v := e.get(name)
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		if d, err = time.ParseDuration(v + "s"); err != nil {
+			e.bad(name, v, "a duration such as 60s")
+		}
+	}
+	return d
+}
+
+func (e *env) asn(name string) uint32 {
+	v := e.get(name)
+	if v == "" {
+		return 0
+	}
+	n, err := ParseASN(v)
+	if err != nil {
+		e.bad(name, v, "1 to 4294967295, or the dotted form 1.10")
+	}
+	return n
+}
+
+func (e *env) pool(prefix string, v4 bool) PoolOptions {
+	p := PoolOptions{
+		CIDR:             e.get(prefix + "CIDR"),
+		IPIP:             api.EncapMode(e.or(prefix+"IPIP", "Never")),
+		VXLAN:            api.EncapMode(e.or(prefix+"VXLAN", "Never")),
+		NATOutgoing:      e.boolean(prefix+"NAT_OUTGOING", v4),
+		NodeSelector:     e.or(prefix+"NODE_SELECTOR", "all()"),
+		DisableBGPExport: e.boolean(prefix+"DISABLE_BGP_EXPORT", false),
+	}
+	if v := e.get(prefix + "BLOCK_SIZE"); v != "" {
+		if _, err := fmt.Sscanf(v, "%d", &p.BlockSize); err != nil {
+			e.bad(prefix+"BLOCK_SIZE", v, "a number")
+		}
+	}
+	return p
+}
+
+// ParseASN reads an AS number, plain or in the dotted form of RFC 5396.
+func ParseASN(s string) (uint32, error) {
+	var hi, lo uint32
+	if strings.Contains(s, ".") {
+		if n, err := fmt.Sscanf(s, "%d.%d", &hi, &lo); n != 2 || err != nil || hi > 65535 || lo > 65535 {
+			return 0, fmt.Errorf("%w: AS number %q", ErrBadOption, s)
+		}
+	} else if n, err := fmt.Sscanf(s, "%d", &lo); n != 1 || err != nil {
+		return 0, fmt.Errorf("%w: AS number %q", ErrBadOption, s)
+	}
+	if hi == 0 && lo == 0 {
+		return 0, fmt.Errorf("%w: AS number 0 is reserved", ErrBadOption)
+	}
+	return hi<<16 | lo, nil
+}
+
+// resolve fills the defaults and refuses what cannot be.
+func (o *Options) resolve() error {
+	if o.Node == "" {
+		h, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("read host name: %w", err)
+		}
+		o.Node = strings.ToLower(h)
+	}
+	set := func(p *string, def string) {
+		if *p == "" {
+			*p = def
+		}
+	}
+	set(&o.StateDir, "/var/lib/maneki")
+	set(&o.RunDir, "/run/maneki")
+	set(&o.EmbeddedDir, filepath.Join(o.StateDir, "etcd"))
+	set(&o.NodenameFile, "/var/lib/calico/nodename")
+	set(&o.MTUFile, "/var/lib/calico/mtu")
+	set(&o.IP, "autodetect")
+	set(&o.IP6, "autodetect")
+	set(&o.InterfacePrefix, "cali")
+	set(&o.HealthAddr, "127.0.0.1:9099")
+	set(&o.MetricsAddr, "127.0.0.1:9091")
+	if o.Connect == 0 {
+		o.Connect = 10 * time.Second
+	}
+	if o.AutodetectInterval == 0 {
+		o.AutodetectInterval = time.Minute
+	}
+	if o.Notice == nil {
+		o.Notice = func(string, ...any) {}
+	}
+	if len(o.InterfacePrefix) > 4 {
+		return fmt.Errorf("%w: interface prefix %q is longer than 4 characters", ErrBadOption, o.InterfacePrefix)
+	}
+	for _, ip := range []struct {
+		option, value string
+		v4            bool
+	}{{"IP", o.IP, true}, {"IP6", o.IP6, false}} {
+		if err := checkIP(ip.option, ip.value, ip.v4); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkIP(option, value string, v4 bool) error {
+	if value == "autodetect" || value == "none" {
+		return nil
+	}
+	text, _, _ := strings.Cut(value, "/")
+	a, err := netip.ParseAddr(text)
+	if err != nil || a.Is4() != v4 {
+		return fmt.Errorf("%w: %s is %q; allowed: an IPv%d address with or without its prefix length, autodetect, none", ErrBadOption, option, value, map[bool]int{true: 4, false: 6}[v4])
+	}
+	return nil
+}

@@ -1,0 +1,283 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/autodetect"
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/calc"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/desired"
+)
+
+// pipeline is the one goroutine that owns the calculation. Producers leave
+// their news in a mailbox that conflates; each round takes all of it, computes
+// once, and hands whole maps to the tables and the speaker.
+type pipeline struct {
+	core    *calc.Core
+	tables  *tables
+	speaker *bgp.Speaker
+	opts    Options
+	wake    chan struct{}
+
+	addressKick chan struct{} // an address or link changed
+	onStore     func(error)   // told of every batch; set before run
+	synced      chan struct{} // closed once a first full state is in the tables
+
+	mu       sync.Mutex
+	pending  calc.Batch
+	inSync   bool // the datastore's snapshot is complete
+	isReady  bool
+	state    calc.State
+	bgpError error
+	waiters  []chan struct{} // closed when the next round has been published
+}
+
+func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
+	return &pipeline{
+		core: core, tables: t, speaker: s, opts: o,
+		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), synced: make(chan struct{}),
+	}
+}
+
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// deliver takes what Follow says.
+func (p *pipeline) deliver(b datastore.Batch) {
+	p.mu.Lock()
+	p.pending.Events = append(p.pending.Events, b.Events...)
+	p.inSync = p.inSync || b.InSync
+	p.mu.Unlock()
+	p.onStore(b.Err)
+	kick(p.wake)
+}
+
+func (p *pipeline) linksChanged(links []autodetect.Interface) {
+	p.mu.Lock()
+	p.pending.Links = links
+	p.mu.Unlock()
+	kick(p.wake)
+	kick(p.addressKick)
+}
+
+// run computes until ctx is done.
+func (p *pipeline) run(ctx context.Context) error {
+	// Routes learnt by BGP stay until the speaker has heard its peers again.
+	p.tables.routes.HoldDeletes(func(_ desired.RouteKey, r desired.Route) bool { return r.Proto == desired.ProtoBGP })
+	converge := time.NewTicker(200 * time.Millisecond)
+	defer converge.Stop()
+	held := true
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.wake:
+			p.round()
+		case <-p.speaker.Changed():
+			p.mu.Lock()
+			p.pending.Learnt = nonNil(p.speaker.Best())
+			p.mu.Unlock()
+			p.round()
+		case <-converge.C:
+		}
+		if held && p.settled() {
+			p.tables.routes.HoldDeletes(nil)
+			converge.Stop()
+			held = false
+		}
+	}
+}
+
+// settled reports that learnt routes which nobody announces may go: the state
+// is complete, and the speaker knows what its peers have.
+func (p *pipeline) settled() bool {
+	select {
+	case <-p.synced:
+		return !p.opts.BGP || p.speaker.Converged()
+	default:
+		return false
+	}
+}
+
+func nonNil(m map[netip.Prefix]bgp.Path) map[netip.Prefix]bgp.Path {
+	if m == nil {
+		return map[netip.Prefix]bgp.Path{}
+	}
+	return m
+}
+
+// round takes the mailbox, computes and publishes. Before the datastore's
+// snapshot is complete it only folds: nothing may be written from half a state.
+func (p *pipeline) round() {
+	p.mu.Lock()
+	batch, complete, waiters := p.pending, p.inSync, p.waiters
+	p.pending, p.waiters = calc.Batch{}, nil
+	p.mu.Unlock()
+
+	state := p.core.Apply(batch)
+	if !complete {
+		p.mu.Lock()
+		p.waiters = append(waiters, p.waiters...)
+		p.mu.Unlock()
+		return
+	}
+	p.tables.sysctls.Set(state.Sysctls)
+	p.tables.routes.Set(state.Routes)
+	var bgpErr error
+	if p.opts.BGP {
+		bgpErr = p.speaker.Set(state.BGP)
+	}
+	p.publish(state, bgpErr)
+	for _, w := range waiters {
+		close(w)
+	}
+	select {
+	case <-p.synced:
+	default:
+		close(p.synced)
+	}
+}
+
+func (p *pipeline) publish(state calc.State, bgpErr error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, text := range state.Problems {
+		if !contains(p.state.Problems, text) {
+			p.opts.Log.Warn("cannot be used", "problem", text)
+		}
+	}
+	if bgpErr != nil && (p.bgpError == nil || p.bgpError.Error() != bgpErr.Error()) {
+		remedy := ""
+		if errors.Is(bgpErr, syscall.EADDRINUSE) {
+			remedy = "another BGP daemon holds the port"
+		}
+		p.opts.Log.Error("BGP cannot run as configured", "err", bgpErr, "remedy", remedy)
+	}
+	p.state, p.bgpError = state, bgpErr
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// Ensure makes an endpoint that was just written effective: it returns once
+// its routes are in the kernel. It implements endpoint.Sink.
+func (p *pipeline) Ensure(ctx context.Context, wep *api.WorkloadEndpoint) error {
+	key := desired.EndpointKey{Namespace: wep.Namespace, Name: wep.Name}
+	if err := p.change(ctx, calc.LocalChange{Key: key, Endpoint: wep}); err != nil {
+		return err
+	}
+	want, err := endpointRoutes(wep)
+	if err != nil {
+		return err
+	}
+	if err := p.tables.routes.Wait(ctx, want); err != nil {
+		return fmt.Errorf("route endpoint %s: %w", key, err)
+	}
+	return nil
+}
+
+// Remove makes the removal of an endpoint effective. It implements endpoint.Sink.
+func (p *pipeline) Remove(ctx context.Context, namespace, name string) error {
+	key := desired.EndpointKey{Namespace: namespace, Name: name}
+	p.mu.Lock()
+	old, known := p.state.Endpoints[key]
+	p.mu.Unlock()
+	if err := p.change(ctx, calc.LocalChange{Key: key}); err != nil {
+		return err
+	}
+	if !known {
+		return nil
+	}
+	var gone []desired.RouteKey
+	for _, a := range old.Addrs.Addrs() {
+		gone = append(gone, desired.NewRouteKey(netip.PrefixFrom(a, a.BitLen())))
+	}
+	return p.tables.routes.WaitGone(ctx, gone...)
+}
+
+// change puts one local change into the mailbox and waits for the round that
+// takes it.
+func (p *pipeline) change(ctx context.Context, l calc.LocalChange) error {
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.pending.Local = append(p.pending.Local, l)
+	p.waiters = append(p.waiters, done)
+	p.mu.Unlock()
+	kick(p.wake)
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the calculation: %w", ctx.Err())
+	}
+}
+
+func endpointRoutes(wep *api.WorkloadEndpoint) (desired.Routes, error) {
+	want := desired.Routes{}
+	for _, text := range wep.Spec.IPNetworks {
+		net, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("endpoint %s/%s: ipNetworks %q is not a prefix", wep.Namespace, wep.Name, text)
+		}
+		want.Add(desired.NewRouteKey(net), calc.WorkloadRoute(wep.Spec.InterfaceName))
+	}
+	return want, nil
+}
+
+// waitInSync returns once the datastore's and the kernel's state are known and
+// the tables have been given a first full state and applied it.
+func (p *pipeline) waitInSync(ctx context.Context) error {
+	select {
+	case <-p.synced:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return every(ctx, 5*time.Millisecond, nil, func() {}, func() bool {
+		return p.tables.routes.Status().Started && p.tables.sysctls.Status().Started
+	})
+}
+
+func (p *pipeline) ready() {
+	p.mu.Lock()
+	p.isReady = true
+	p.mu.Unlock()
+}
+
+// every calls f at each interval and each kick until ctx is done, or until one
+// of the conditions holds.
+func every(ctx context.Context, interval time.Duration, kicks <-chan struct{}, f func(), until ...func() bool) error {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		f()
+		for _, cond := range until {
+			if cond() {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-kicks:
+		case <-t.C:
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"sort"
+
+	"github.com/manekinet/maneki/agentapi"
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/desired"
+)
+
+// status is the whole truth about this host, as served on the socket.
+func (a *Agent) status() agentapi.Status {
+	a.pipe.mu.Lock()
+	state, bgpErr, ready, inSync := a.pipe.state, a.pipe.bgpError, a.pipe.isReady, a.pipe.inSync
+	a.pipe.mu.Unlock()
+	s := agentapi.Status{
+		Node: a.opts.Node, Version: a.opts.Version, PID: os.Getpid(), Started: a.started,
+		Datastore: a.conn.report(),
+		ASNumber:  state.BGP.ASN,
+		Tables:    a.tables.report(),
+		Endpoints: endpointReport(state.Endpoints),
+		Problems:  state.Problems,
+	}
+	s.IPv4, s.IPv6 = a.node.report()
+	switch {
+	case !a.opts.BGP:
+		s.BGP = "disabled"
+	case bgpErr != nil:
+		s.BGP = bgpErr.Error()
+	case inSync && !state.NodeKnown:
+		s.BGP = "this host's Node object is missing: no sessions"
+	default:
+		s.BGP = "running"
+		s.Peers = peerReport(a.speaker.Status())
+	}
+	s.NotReady = a.notReady(s, ready, inSync)
+	s.Ready = len(s.NotReady) == 0
+	return s
+}
+
+func (a *Agent) notReady(s agentapi.Status, ready, inSync bool) []string {
+	var why []string
+	if !inSync {
+		why = append(why, "the datastore has not been read completely")
+	}
+	if !s.Datastore.Connected {
+		why = append(why, "the datastore does not answer: "+s.Datastore.Error)
+	}
+	if inSync && !ready {
+		why = append(why, "the first state is being applied")
+	}
+	for _, t := range s.Tables {
+		if t.Failed > 0 {
+			why = append(why, fmt.Sprintf("%d of %d %s cannot be applied: %s", t.Failed, t.Wanted, t.Name, t.LastError))
+		}
+	}
+	if s.BGP != "running" && s.BGP != "disabled" {
+		why = append(why, "BGP: "+s.BGP)
+	}
+	return why
+}
+
+func peerReport(peers []bgp.PeerStatus) []agentapi.BGPPeer {
+	out := make([]agentapi.BGPPeer, 0, len(peers))
+	for _, p := range peers {
+		out = append(out, agentapi.BGPPeer{
+			Address: p.Peer.Addr, Name: p.Peer.Name, Type: string(p.Peer.Type), State: p.State, Since: p.Since,
+			LastError: p.LastError, ASNumber: p.Peer.ASN, Received: p.Received, Advertised: p.Advertised,
+		})
+	}
+	return out
+}
+
+func endpointReport(eps desired.Endpoints) []agentapi.Endpoint {
+	out := make([]agentapi.Endpoint, 0, len(eps))
+	for k, e := range eps {
+		r := agentapi.Endpoint{Namespace: k.Namespace, Name: k.Name, Interface: e.Interface}
+		for _, addr := range e.Addrs.Addrs() {
+			r.Addresses = append(r.Addresses, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+		out = append(out, r)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Namespace+"/"+out[i].Name < out[j].Namespace+"/"+out[j].Name })
+	return out
+}

@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/manekinet/maneki/agentapi"
+	"github.com/manekinet/maneki/config"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/datastore/embedded"
+)
+
+// connection is the datastore in use with what status has to say of it.
+type connection struct {
+	store  datastore.Store
+	server *embedded.Server // nil for an external datastore
+
+	mu     sync.Mutex
+	status agentapi.Datastore
+}
+
+// Close stops the embedded etcd too.
+func (s *connection) Close() error {
+	err := s.store.Close()
+	if s.server != nil {
+		err = errors.Join(err, s.server.Close())
+	}
+	return err
+}
+
+// connected records whether the datastore answers.
+func (s *connection) connected(err error) (changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	up := err == nil
+	if changed = s.status.Connected != up; changed {
+		s.status.Since = time.Now()
+	}
+	s.status.Connected, s.status.Error = up, ""
+	if !up {
+		s.status.Error = err.Error()
+	}
+	return changed
+}
+
+func (s *connection) report() agentapi.Datastore {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+// openDatastore connects to the datastore named, or starts the embedded one.
+func openDatastore(ctx context.Context, o Options) (*connection, error) {
+	if o.Datastore.Type == "" {
+		return openEmbedded(ctx, o)
+	}
+	deadline := time.Now().Add(o.Connect)
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		s, err := config.Open(ctx, o.Datastore, o.Log.With("part", "datastore"))
+		if err == nil {
+			_, err = s.Get(ctx, datastore.Key{Kind: "ClusterInformation", Name: "default"})
+			if err == nil || errors.Is(err, datastore.ErrNotFound) {
+				return newConnection(s, agentapi.Datastore{Type: o.Datastore.Type, Endpoints: o.Datastore.EtcdEndpoints}), nil
+			}
+			s.Close()
+		}
+		if !errors.Is(err, datastore.ErrUnavailable) || !o.Wait && time.Now().After(deadline) {
+			return nil, err
+		}
+		o.Log.Warn("the datastore does not answer yet", "endpoints", o.Datastore.EtcdEndpoints, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func openEmbedded(ctx context.Context, o Options) (*connection, error) {
+	start := time.Now()
+	urls := append([]string{"http://127.0.0.1:2379"}, o.EtcdListen...)
+	server, err := embedded.Start(ctx, embedded.Config{Dir: o.EmbeddedDir, Name: o.Node, ClientURLs: urls, Log: o.Log.With("part", "etcd")})
+	if err != nil {
+		return nil, err
+	}
+	dir, _ := filepath.Abs(o.EmbeddedDir)
+	o.Log.Info("no datastore is named: this host keeps it in an embedded etcd", "dir", dir, "listen", urls, "readyAfter", time.Since(start).Round(time.Millisecond))
+	c := newConnection(server.Store(), agentapi.Datastore{Type: "embedded", Endpoints: urls})
+	c.server = server
+	return c, nil
+}
+
+func newConnection(s datastore.Store, status agentapi.Datastore) *connection {
+	status.Connected, status.Since = true, time.Now()
+	return &connection{store: s, status: status}
+}

@@ -1,0 +1,200 @@
+// Package calc is the pure core of the agent: what the datastore, the BGP
+// speaker and the kernel say goes in, the whole desired state of this host
+// comes out. It owns no goroutine, clock, socket or logger; Core.Apply is
+// called by one goroutine and returns complete maps, so that a lost or repeated
+// call is harmless.
+//
+// Tables of node scale (blocks, pools, nodes, local endpoints) are computed
+// anew at every call; there is one file per output table.
+package calc
+
+import (
+	"fmt"
+	"net/netip"
+	"sort"
+	"strconv"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/autodetect"
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/desired"
+)
+
+// Options fix what does not change while an agent runs.
+type Options struct {
+	Node            string // this host's Node name
+	InterfacePrefix string // of workload interfaces; "cali" unless configured
+}
+
+// Batch is a set of changes that are applied together. A nil Links or Learnt
+// means unchanged.
+type Batch struct {
+	Events []datastore.Event
+	Local  []LocalChange
+	Links  []autodetect.Interface
+	Learnt map[netip.Prefix]bgp.Path
+}
+
+// LocalChange is a workload endpoint of this host that the agent itself has
+// just written or removed. It takes effect before the datastore's watch brings
+// the same news, which saves an ADD the round trip.
+type LocalChange struct {
+	Key      desired.EndpointKey
+	Endpoint *api.WorkloadEndpoint // nil: removed
+}
+
+// State is everything this host should be.
+type State struct {
+	Routes    desired.Routes
+	Sysctls   desired.Sysctls
+	Endpoints desired.Endpoints
+	BGP       bgp.Config
+	NodeKnown bool     // this host's Node object exists
+	Problems  []string // what could not be used and why, sorted, one line each
+}
+
+// Core folds the inputs. It is not safe for concurrent use.
+type Core struct {
+	opts      Options
+	nodes     map[string]*api.Node
+	pools     map[string]*api.IPPool
+	bgpConfig map[string]*api.BGPConfiguration
+	bgpPeers  map[string]*api.BGPPeer
+	affine    map[netip.Prefix]api.AffinityState // this host's
+	blocks    map[netip.Prefix]blockView
+	endpoints map[desired.EndpointKey]*api.WorkloadEndpoint // this host's
+	floors    map[desired.EndpointKey]uint64                // watch events up to this revision are old news
+	trusted   map[desired.EndpointKey]bool                  // written by this agent: holds its addresses
+	corrupt   map[datastore.Key]string
+	links     []autodetect.Interface
+	learnt    map[netip.Prefix]bgp.Path
+}
+
+// New returns a core without inputs.
+func New(opts Options) *Core {
+	return &Core{
+		opts:      opts,
+		nodes:     map[string]*api.Node{},
+		pools:     map[string]*api.IPPool{},
+		bgpConfig: map[string]*api.BGPConfiguration{},
+		bgpPeers:  map[string]*api.BGPPeer{},
+		affine:    map[netip.Prefix]api.AffinityState{},
+		blocks:    map[netip.Prefix]blockView{},
+		endpoints: map[desired.EndpointKey]*api.WorkloadEndpoint{},
+		floors:    map[desired.EndpointKey]uint64{},
+		trusted:   map[desired.EndpointKey]bool{},
+		corrupt:   map[datastore.Key]string{},
+	}
+}
+
+// Queries lists what the agent has to follow in the datastore for this core.
+func Queries(node string) []datastore.Query {
+	return []datastore.Query{
+		{Kind: "Node"},
+		{Kind: "IPPool"},
+		{Kind: "BGPConfiguration"},
+		{Kind: "BGPPeer"},
+		{Kind: "WorkloadEndpoint"},
+		{Kind: datastore.KindIPAMBlock},
+		{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node},
+	}
+}
+
+// Apply folds a batch into the inputs and computes the desired state.
+func (c *Core) Apply(b Batch) State {
+	for _, e := range b.Events {
+		c.event(e)
+	}
+	for _, l := range b.Local {
+		c.local(l)
+	}
+	if b.Links != nil {
+		c.links = b.Links
+	}
+	if b.Learnt != nil {
+		c.learnt = b.Learnt
+	}
+	return c.compute()
+}
+
+func (c *Core) compute() State {
+	p := &problems{}
+	for _, text := range c.corrupt {
+		p.add("%s", text)
+	}
+	eps := c.localEndpoints(p)
+	blocks := c.ownBlocks()
+	s := State{
+		Endpoints: eps,
+		Sysctls:   sysctls(eps, c.nodes[c.opts.Node]),
+		Routes:    c.routes(eps, blocks, p),
+		BGP:       c.speaker(eps, blocks, p),
+		NodeKnown: c.nodes[c.opts.Node] != nil,
+	}
+	s.Problems = p.sorted()
+	return s
+}
+
+func (c *Core) event(e datastore.Event) {
+	k := e.Entry.Key
+	delete(c.corrupt, k)
+	var err error
+	switch k.Kind {
+	case "Node":
+		err = fold(c.nodes, e)
+	case "IPPool":
+		err = fold(c.pools, e)
+	case "BGPConfiguration":
+		err = fold(c.bgpConfig, e)
+	case "BGPPeer":
+		err = fold(c.bgpPeers, e)
+	case "WorkloadEndpoint":
+		err = c.endpointEvent(e)
+	case datastore.KindIPAMBlock:
+		err = c.blockEvent(e)
+	case datastore.KindBlockAffinity:
+		err = c.affinityEvent(e)
+	}
+	if err != nil {
+		c.corrupt[k] = fmt.Sprintf("%s cannot be used and is skipped: %v", k, err)
+	}
+}
+
+// fold keeps one kind's map. An object that cannot be decoded is dropped: what
+// it said before may be what somebody just corrected.
+func fold[T any, P datastore.Ptr[T]](m map[string]P, e datastore.Event) error {
+	name := e.Entry.Key.Name
+	if e.Type == datastore.EventDelete {
+		delete(m, name)
+		return nil
+	}
+	obj, err := datastore.For[T, P](nil).Decode(e.Entry)
+	if err != nil {
+		delete(m, name)
+		return err
+	}
+	m[name] = obj
+	return nil
+}
+
+// revision reads a revision as a number; etcd's and Kubernetes' are. Zero means
+// that nothing is known of its order.
+func revision(r datastore.Revision) uint64 {
+	n, err := strconv.ParseUint(string(r), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+type problems struct{ list []string }
+
+func (p *problems) add(format string, args ...any) {
+	p.list = append(p.list, fmt.Sprintf(format, args...))
+}
+
+func (p *problems) sorted() []string {
+	sort.Strings(p.list)
+	return p.list
+}

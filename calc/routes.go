@@ -1,0 +1,96 @@
+package calc
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/desired"
+)
+
+// routes computes the host's route table. Where two classes want the same
+// destination the later one of this list wins; this is the whole table of
+// precedence (spec/calico.md §5.6):
+//
+//	blackholes of own blocks < routes learnt by BGP < local workloads
+func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, p *problems) desired.Routes {
+	out := desired.Routes{}
+	for _, class := range []func(desired.Routes){
+		func(rs desired.Routes) { blackholes(rs, blocks) },
+		func(rs desired.Routes) { c.learntRoutes(rs, blocks, p) },
+		func(rs desired.Routes) { workloads(rs, eps) },
+	} {
+		class(out)
+	}
+	return out
+}
+
+// blackholes keep a packet for an unused address of an own block from leaving
+// by the default route and coming back. A block of one address needs none.
+func blackholes(rs desired.Routes, blocks []netip.Prefix) {
+	for _, b := range blocks {
+		if !b.IsSingleIP() {
+			rs.Add(desired.NewRouteKey(b), desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed})
+		}
+	}
+}
+
+func workloads(rs desired.Routes, eps desired.Endpoints) {
+	for _, ep := range eps {
+		for _, a := range ep.Addrs.Addrs() {
+			key := desired.NewRouteKey(netip.PrefixFrom(a, a.BitLen()))
+			rs.Add(key, WorkloadRoute(ep.Interface))
+		}
+	}
+}
+
+func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problems) {
+	for prefix, path := range c.learnt {
+		if why := c.hijack(prefix, blocks); why != "" {
+			p.add("BGP route %s from %s is not used: %s", prefix, path.Peer, why)
+			continue
+		}
+		dev := c.onLink(path)
+		if dev == "" {
+			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet", prefix, path.Peer, path.NextHop)
+			continue
+		}
+		rs.Add(desired.NewRouteKey(prefix), desired.Route{Gateway: path.NextHop, Dev: dev, Proto: desired.ProtoBGP})
+	}
+}
+
+// hijack says why a learnt route would take traffic of this host's own blocks
+// away. Single addresses of ours that IPAM has lent to another host are the
+// one exception.
+func (c *Core) hijack(prefix netip.Prefix, blocks []netip.Prefix) string {
+	for _, b := range blocks {
+		if !b.Overlaps(prefix) || prefix.Bits() < b.Bits() {
+			continue // elsewhere, or wider: ours are more specific and win
+		}
+		if prefix.IsSingleIP() && c.blocks[b].lent[prefix.Addr()] != "" {
+			return ""
+		}
+		return "it lies inside this host's block " + b.String() + " and IPAM has not lent it to another host"
+	}
+	return ""
+}
+
+// onLink names the interface whose subnet holds the path's next hop.
+func (c *Core) onLink(path bgp.Path) string {
+	for _, l := range c.links {
+		if !l.Up || strings.HasPrefix(l.Name, c.opts.InterfacePrefix) {
+			continue
+		}
+		for _, a := range l.Addrs {
+			if a.Bits() < a.Addr().BitLen() && a.Contains(path.NextHop) && a.Addr() != path.NextHop {
+				return l.Name
+			}
+		}
+	}
+	return ""
+}
+
+// WorkloadRoute is the route of a local workload's address.
+func WorkloadRoute(iface string) desired.Route {
+	return desired.Route{Dev: iface, LinkScope: true, Proto: desired.ProtoEndpoint}
+}
