@@ -55,6 +55,9 @@ func (p *BGPPeer) Validate() error {
 		c.name(index("Spec.Filters", i), f)
 	}
 	c.password("Spec.Password", s.Password)
+	c.selector("Spec.NodeSelector", s.NodeSelector, false)
+	c.selector("Spec.PeerSelector", s.PeerSelector, false)
+	c.selector("Spec.LocalWorkloadSelector", s.LocalWorkloadSelector, false)
 	if s.PeerIP != "" {
 		if _, err := ParsePeerIP(s.PeerIP); err != nil {
 			c.add("Spec.PeerIP", clip(s.PeerIP), err.Error())

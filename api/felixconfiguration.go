@@ -298,6 +298,9 @@ func felixConfigurationKind() Kind {
 func (f *FelixConfiguration) Validate() error {
 	c := newChecker(&f.Resource, "FelixConfiguration", false)
 	s := &f.Spec
+	if s.NodeSelector != nil {
+		c.selector("Spec.NodeSelector", *s.NodeSelector, false)
+	}
 	c.felixEnums(s)
 	c.felixNumbers(s)
 	for _, d := range []struct {

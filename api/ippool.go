@@ -179,6 +179,8 @@ func (p *IPPool) Validate() error {
 	if cidr, ok := c.cidr("Spec.CIDR", s.CIDR); ok {
 		c.poolCIDR(cidr, s)
 	}
+	c.selector("Spec.NodeSelector", s.NodeSelector, false)
+	c.selector("Spec.NamespaceSelector", s.NamespaceSelector, false)
 	c.poolUses(s)
 	return c.Err()
 }

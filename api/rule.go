@@ -211,6 +211,12 @@ func (c *checker) entity(path string, e *EntityRule, r *Rule, serviceEnd bool) {
 	for i, s := range e.NotNets {
 		c.net(index(path+".NotNets", i), s)
 	}
+	c.selector(path+".Selector", e.Selector, false)
+	c.selector(path+".NotSelector", e.NotSelector, false)
+	c.selector(path+".NamespaceSelector", e.NamespaceSelector, true)
+	if e.ServiceAccounts != nil {
+		c.selector(path+".ServiceAccounts.Selector", e.ServiceAccounts.Selector, false)
+	}
 	c.ports(path+".Ports", e.Ports, r)
 	c.ports(path+".NotPorts", e.NotPorts, r)
 	if e.Services == nil {

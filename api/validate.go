@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -8,6 +9,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"github.com/manekinet/maneki/selector"
 )
 
 // Limits of names (RFC 1123 as Kubernetes applies it).
@@ -283,3 +286,24 @@ func sortedKeys(m map[string]string) []string {
 }
 
 func index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+
+// selector checks the syntax of a selector; the empty one is fine. global()
+// has a meaning only in the namespaceSelector of a rule.
+func (c *checker) selector(path, s string, globalAllowed bool) {
+	if s == "" {
+		return
+	}
+	parsed, err := selector.Parse(s)
+	if err != nil {
+		reason := err.Error()
+		var syntax *selector.SyntaxError
+		if errors.As(err, &syntax) {
+			reason = fmt.Sprintf("invalid selector at byte %d: %s", syntax.Pos, clip(syntax.Msg))
+		}
+		c.add(path, clip(s), reason)
+		return
+	}
+	if parsed.UsesGlobal() && !globalAllowed {
+		c.add(path, clip(s), "global() stands only in the namespaceSelector of a rule")
+	}
+}
