@@ -1,0 +1,167 @@
+package etcd
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// checkEndpoints returns the endpoints in the spelling the client wants and
+// whether they use TLS.
+func checkEndpoints(cfg Config) (endpoints []string, secure bool, err error) {
+	if len(cfg.Endpoints) == 0 {
+		return nil, false, errors.New("etcd endpoints: none given, write for example http://127.0.0.1:2379")
+	}
+	identity := cfg.CertFile+cfg.KeyFile+cfg.CACertFile+cfg.Cert+cfg.Key+cfg.CACert != ""
+	plain := 0
+	for _, given := range cfg.Endpoints {
+		e := strings.TrimRight(strings.TrimSpace(given), "/")
+		if !strings.Contains(e, "://") {
+			if identity {
+				e = "https://" + e
+			} else {
+				e = "http://" + e
+			}
+		}
+		u, err := url.Parse(e)
+		if err != nil {
+			return nil, false, fmt.Errorf("etcd endpoint %q: %w", given, err)
+		}
+		if err := checkURL(u); err != nil {
+			return nil, false, fmt.Errorf("etcd endpoint %q: %w", given, err)
+		}
+		if u.Scheme == "http" || u.Scheme == "unix" {
+			plain++
+		}
+		endpoints = append(endpoints, e)
+	}
+	secure = plain == 0
+	if !secure && plain < len(endpoints) {
+		return nil, false, fmt.Errorf("etcd endpoints %s: http and https cannot be mixed", strings.Join(endpoints, ", "))
+	}
+	if identity && !secure {
+		return nil, false, fmt.Errorf("etcd endpoint %s is without TLS, but a certificate or CA is configured: write https://", endpoints[0])
+	}
+	return endpoints, secure, nil
+}
+
+func checkURL(u *url.URL) error {
+	switch u.Scheme {
+	case "unix", "unixs":
+		return nil
+	case "http", "https":
+	default:
+		return fmt.Errorf("scheme is %q, allowed are http, https, unix", u.Scheme)
+	}
+	if u.Path != "" || u.RawQuery != "" {
+		return errors.New("nothing may follow the port")
+	}
+	host, port, err := net.SplitHostPort(u.Host)
+	if err != nil || port == "" {
+		return errors.New("port is missing, etcd's is 2379")
+	}
+	if host == "" {
+		return errors.New("host is missing")
+	}
+	return nil
+}
+
+// tlsSource is where our certificate and the server's CA come from.
+type tlsSource struct {
+	roots             *x509.CertPool // nil: the system's
+	certPEM, keyPEM   string
+	certFile, keyFile string
+	ca                string // for messages: file name or "inline CA"
+}
+
+// newTLSSource reads everything once, so that a wrong file is found at start.
+func newTLSSource(cfg Config) (*tlsSource, error) {
+	switch {
+	case cfg.CACertFile != "" && cfg.CACert != "":
+		return nil, errors.New("etcd CA: both a file and an inline certificate are given")
+	case (cfg.CertFile != "" || cfg.KeyFile != "") && (cfg.Cert != "" || cfg.Key != ""):
+		return nil, errors.New("etcd client certificate: both files and inline text are given")
+	case (cfg.CertFile == "") != (cfg.KeyFile == ""), (cfg.Cert == "") != (cfg.Key == ""):
+		return nil, errors.New("etcd client certificate: certificate and key belong together, one is missing")
+	}
+	src := &tlsSource{certFile: cfg.CertFile, keyFile: cfg.KeyFile, certPEM: cfg.Cert, keyPEM: cfg.Key, ca: "the system's roots"}
+	ca := []byte(cfg.CACert)
+	if cfg.CACertFile != "" {
+		b, err := os.ReadFile(cfg.CACertFile)
+		if err != nil {
+			return nil, fmt.Errorf("read etcd CA: %w", err)
+		}
+		ca, src.ca = b, cfg.CACertFile
+	} else if cfg.CACert != "" {
+		src.ca = "the inline CA"
+	}
+	if len(ca) > 0 {
+		src.roots = x509.NewCertPool()
+		if !src.roots.AppendCertsFromPEM(ca) {
+			return nil, fmt.Errorf("etcd CA: no certificate in PEM form in %s", src.ca)
+		}
+	}
+	if _, err := src.certificate(); err != nil {
+		return nil, err
+	}
+	return src, nil
+}
+
+func (src *tlsSource) config() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    src.roots,
+		// Asked for with every connection, so that renewed files are used
+		// without a restart.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return src.certificate() },
+	}
+}
+
+// certificate is our certificate as it is now, or an empty one if none is
+// configured.
+func (src *tlsSource) certificate() (*tls.Certificate, error) {
+	switch {
+	case src.certPEM != "":
+		c, err := tls.X509KeyPair([]byte(src.certPEM), []byte(src.keyPEM))
+		if err != nil {
+			return nil, fmt.Errorf("etcd client certificate, inline: %w", err)
+		}
+		return &c, nil
+	case src.certFile != "":
+		c, err := tls.LoadX509KeyPair(src.certFile, src.keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd client certificate, files %s and %s: %w", src.certFile, src.keyFile, err)
+		}
+		return &c, nil
+	}
+	return &tls.Certificate{}, nil
+}
+
+// identity describes our certificate for an error message.
+func (src *tlsSource) identity() string {
+	name := src.certFile
+	if src.certPEM != "" {
+		name = "the inline certificate"
+	}
+	if name == "" {
+		return "no client certificate is configured"
+	}
+	c, err := src.certificate()
+	if err != nil {
+		return err.Error()
+	}
+	leaf, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		return fmt.Sprintf("our certificate is %s: %v", name, err)
+	}
+	if now := time.Now(); now.After(leaf.NotAfter) {
+		return fmt.Sprintf("our certificate %s expired on %s", name, leaf.NotAfter.UTC().Format(time.DateTime))
+	}
+	return fmt.Sprintf("our certificate is %s, subject %s, issued by %s", name, leaf.Subject, leaf.Issuer)
+}
