@@ -55,9 +55,19 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problem
 			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet", prefix, path.Peer, path.NextHop)
 			continue
 		}
-		rs.Add(desired.NewRouteKey(prefix), desired.Route{Gateway: path.NextHop, Dev: dev, Proto: desired.ProtoBGP})
+		key := desired.NewRouteKey(prefix)
+		if c.pool(prefix.Addr()) == nil {
+			key.Priority = outsidePriority
+		}
+		rs.Add(key, desired.Route{Gateway: path.NextHop, Dev: dev, Proto: desired.ProtoBGP})
 	}
 }
+
+// outsidePriority is the metric of learnt routes that lie in no pool, such as
+// a fabric's default route. The kernel would let a route of metric 0 replace
+// the host's own one to the same destination, whoever made that; with Calico's
+// metric for ordinary routes both stand, and the host's own is preferred.
+const outsidePriority = 1024
 
 // hijack says why a learnt route would take traffic of this host's own blocks
 // away. Single addresses of ours that IPAM has lent to another host are the
