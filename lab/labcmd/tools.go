@@ -1,0 +1,170 @@
+package labcmd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/lab/nettool"
+)
+
+// interruptible ends a command on the first ^C in an orderly way: a tool still
+// prints its summary, a lab that is being built is removed.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
+}
+
+// seconds reads a flag as ping does: a number of seconds, or 200ms.
+type seconds time.Duration
+
+// String prints the value as it is written.
+func (s *seconds) String() string { return time.Duration(*s).String() }
+
+// Type is the word in the help text.
+func (s *seconds) Type() string { return "seconds" }
+
+// Set reads a number of seconds or a Go duration.
+func (s *seconds) Set(text string) error {
+	if f, err := strconv.ParseFloat(text, 64); err == nil {
+		*s = seconds(f * float64(time.Second))
+		return nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return fmt.Errorf("want seconds or a duration such as 200ms")
+	}
+	*s = seconds(d)
+	return nil
+}
+
+func newPing() *cobra.Command {
+	o := nettool.PingOptions{}
+	interval, wait := seconds(time.Second), seconds(time.Second)
+	var source string
+	cmd := &cobra.Command{
+		Use:   "ping ADDRESS",
+		Short: "Send ICMP echo requests; works without any package installed",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			dst, err := nettool.ParseTarget(ctx, args[0])
+			if err != nil {
+				return exit.New(exit.Usage, "", err)
+			}
+			if source != "" {
+				if o.Source, err = netip.ParseAddr(source); err != nil {
+					return exit.New(exit.Usage, "", fmt.Errorf("source %q is not an IP address", source))
+				}
+			}
+			o.Interval, o.Wait = time.Duration(interval), time.Duration(wait)
+			if err := o.Check(); err != nil {
+				return exit.New(exit.Usage, "", err)
+			}
+			res, err := nettool.Ping(ctx, cmd.OutOrStdout(), dst, o)
+			if err == nil && res.Received == 0 {
+				return fmt.Errorf("no answer from %s", dst)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.IntVarP(&o.Count, "count", "c", 0, "packets to send, 0 for no end")
+	f.VarP(&interval, "interval", "i", "time between packets")
+	f.VarP(&wait, "wait", "W", "time to wait for the last answers")
+	f.IntVarP(&o.Size, "size", "s", 56, "data bytes in a packet")
+	f.BoolVarP(&o.Quiet, "quiet", "q", false, "print only the summary")
+	f.BoolVar(&o.DontFragment, "df", false, "do not fragment")
+	f.StringVarP(&source, "source", "I", "", "source address")
+	return cmd
+}
+
+func newListen() *cobra.Command {
+	var o nettool.ListenOptions
+	var port uint16
+	var address string
+	cmd := &cobra.Command{
+		Use:   "listen",
+		Short: "Answer connections with the address they come from",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			var a netip.Addr
+			if address != "" {
+				var err error
+				if a, err = netip.ParseAddr(address); err != nil {
+					return exit.New(exit.Usage, "", fmt.Errorf("address %q is not an IP address", address))
+				}
+			}
+			o.Address = netip.AddrPortFrom(a, port)
+			return nettool.Listen(ctx, cmd.OutOrStdout(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.Uint16VarP(&port, "port", "p", 8080, "port to listen on")
+	f.StringVarP(&address, "address", "a", "", "address to listen on (default: all)")
+	f.BoolVarP(&o.UDP, "udp", "u", false, "UDP instead of TCP")
+	f.IntVar(&o.Count, "count", 0, "end after this many, 0 for no end")
+	return cmd
+}
+
+func newConnect() *cobra.Command {
+	var o nettool.ConnectOptions
+	wait := seconds(3 * time.Second)
+	cmd := &cobra.Command{
+		Use:   "connect ADDRESS:PORT",
+		Short: "Call a `lab listen` and print the address it saw",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to, err := netip.ParseAddrPort(args[0])
+			if err != nil {
+				return exit.New(exit.Usage, "", fmt.Errorf("%q is not allowed, want ADDRESS:PORT or [IPV6]:PORT", args[0]))
+			}
+			ctx := cmd.Context()
+			o.Wait = time.Duration(wait)
+			answer, err := nettool.Connect(ctx, to, o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), answer)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&o.UDP, "udp", "u", false, "UDP instead of TCP")
+	cmd.Flags().VarP(&wait, "wait", "W", "time to wait")
+	return cmd
+}
+
+func newAddr() *cobra.Command {
+	return &cobra.Command{
+		Use:   "addr [DEVICE]",
+		Short: "List interfaces and addresses of this namespace, like ip addr",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			device := ""
+			if len(args) == 1 {
+				device = args[0]
+			}
+			return nettool.Addresses(cmd.OutOrStdout(), device)
+		},
+	}
+}
+
+func newRoutes() *cobra.Command {
+	var v6 bool
+	cmd := &cobra.Command{
+		Use:   "routes",
+		Short: "List routes of this namespace, like ip route",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return nettool.Routes(cmd.OutOrStdout(), v6) },
+	}
+	cmd.Flags().BoolVarP(&v6, "ipv6", "6", false, "IPv6 routes")
+	return cmd
+}
