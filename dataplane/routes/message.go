@@ -1,0 +1,108 @@
+package routes
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// parseRoute reads a route notification (rtnetlink(7), RTM_NEWROUTE and RTM_DELROUTE) as far as keyOf, valueOf and ours
+// look at it. The library reads such messages only on goroutines and channels of its own.
+func parseRoute(data []byte) (netlink.Route, error) {
+	if len(data) < unix.SizeofRtMsg {
+		return netlink.Route{}, fmt.Errorf("route message of %d bytes: must be at least %d", len(data), unix.SizeofRtMsg)
+	}
+	msg := nl.DeserializeRtMsg(data)
+	attrs, err := nl.ParseRouteAttr(data[unix.SizeofRtMsg:])
+	if err != nil {
+		return netlink.Route{}, fmt.Errorf("route message: %w", err)
+	}
+	r := netlink.Route{
+		Family: int(msg.Family), Table: int(msg.Table), Type: int(msg.Type), Tos: int(msg.Tos), Flags: int(msg.Flags),
+		Protocol: netlink.RouteProtocol(msg.Protocol), Scope: netlink.Scope(msg.Scope),
+	}
+	size := net.IPv4len
+	if msg.Family == unix.AF_INET6 {
+		size = net.IPv6len
+	}
+	if int(msg.Dst_len) > 8*size {
+		return r, fmt.Errorf("route message: prefix of %d bits", msg.Dst_len)
+	}
+	r.Dst = &net.IPNet{IP: make(net.IP, size), Mask: net.CIDRMask(int(msg.Dst_len), 8*size)}
+	for _, attr := range attrs {
+		if err := parseRouteAttr(&r, attr.Attr.Type, attr.Value); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func parseRouteAttr(r *netlink.Route, kind uint16, value []byte) error {
+	number := func(to *int) error {
+		if len(value) < 4 {
+			return fmt.Errorf("route message: attribute %d of %d bytes: must be 4", kind, len(value))
+		}
+		*to = int(nl.NativeEndian().Uint32(value))
+		return nil
+	}
+	switch kind {
+	case unix.RTA_DST:
+		if len(value) != len(r.Dst.IP) {
+			return fmt.Errorf("route message: destination of %d bytes: must be %d", len(value), len(r.Dst.IP))
+		}
+		r.Dst.IP = value
+	case unix.RTA_GATEWAY:
+		r.Gw = value
+	case unix.RTA_PREFSRC:
+		r.Src = value
+	case unix.RTA_OIF:
+		return number(&r.LinkIndex)
+	case unix.RTA_PRIORITY:
+		return number(&r.Priority)
+	case unix.RTA_TABLE:
+		return number(&r.Table)
+	case unix.RTA_METRICS:
+		return parseMetrics(r, value)
+	case unix.RTA_MULTIPATH:
+		// Enough to be of type Other; the listing that follows reads the rest.
+		r.MultiPath = []*netlink.NexthopInfo{}
+		return parseNextHops(r, value)
+	case unix.RTA_ENCAP:
+		r.Encap = &netlink.MPLSEncap{}
+	case unix.RTA_VIA:
+		r.Via = &netlink.Via{}
+	}
+	return nil
+}
+
+func parseMetrics(r *netlink.Route, value []byte) error {
+	metrics, err := nl.ParseRouteAttr(value)
+	if err != nil {
+		return fmt.Errorf("route message: metrics: %w", err)
+	}
+	for _, m := range metrics {
+		if m.Attr.Type == unix.RTAX_MTU && len(m.Value) >= 4 {
+			r.MTU = int(nl.NativeEndian().Uint32(m.Value))
+		}
+	}
+	return nil
+}
+
+func parseNextHops(r *netlink.Route, value []byte) error {
+	for len(value) > 0 {
+		if len(value) < unix.SizeofRtNexthop {
+			return fmt.Errorf("route message: next hop of %d bytes", len(value))
+		}
+		hop := nl.DeserializeRtNexthop(value)
+		size := (int(hop.RtNexthop.Len) + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
+		if size < unix.SizeofRtNexthop || size > len(value) {
+			return fmt.Errorf("route message: next hop of %d bytes in %d", size, len(value))
+		}
+		r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: int(hop.Ifindex)})
+		value = value[size:]
+	}
+	return nil
+}
