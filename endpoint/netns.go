@@ -1,0 +1,136 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// threadNetns names the network namespace of the calling thread; /proc/self would name that of the first thread.
+const threadNetns = "/proc/thread-self/ns/net"
+
+// ErrNotNetns means that a file which should be a network namespace is none.
+var ErrNotNetns = errors.New("not a network namespace")
+
+// identity is what makes two open files the same namespace.
+type identity struct{ dev, ino uint64 }
+
+func identify(f *os.File) (identity, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return identity{}, fmt.Errorf("identify namespace: %w", err)
+	}
+	return identity{uint64(st.Dev), st.Ino}, nil //nolint:unconvert // the width differs between architectures
+}
+
+// checkNetns reports whether f is a network namespace and another one than the host's.
+func checkNetns(f *os.File, host identity) error {
+	if f == nil {
+		return fmt.Errorf("%w: no file given", ErrNotNetns)
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return fmt.Errorf("%w: %s", ErrNotNetns, f.Name())
+	}
+	id, err := identify(f)
+	if err != nil {
+		return err
+	}
+	if id == host {
+		return fmt.Errorf("%w of a container: %s is the host's own", ErrNotNetns, f.Name())
+	}
+	return nil
+}
+
+// visit runs fn on a thread that is in the namespace ns, and brings the thread back to home. Only the thread that
+// runs fn is there: fn must not start goroutines. Open sockets and files of /proc/sys/net keep belonging to ns.
+//
+// fn runs in a goroutine of its own, so that a thread which cannot be brought home ends with it (it stays locked)
+// instead of serving others in the wrong place.
+func visit(ns, home *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		err := fn()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// host is the namespace that the host ends of the pairs are in.
+type host struct {
+	file    *os.File
+	home    *os.File // the process's own, where threads go back to
+	own     bool     // file is home: no visit is needed
+	id      identity
+	netlink *netlink.Handle
+}
+
+// openHost opens the host's namespace, which is f, or the calling thread's when f is nil.
+func openHost(f *os.File) (_ *host, err error) {
+	h := &host{}
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
+	if h.home, err = os.Open(threadNetns); err != nil {
+		return nil, fmt.Errorf("open own network namespace: %w", err)
+	}
+	homeID, err := identify(h.home)
+	if err != nil {
+		return nil, err
+	}
+	if f == nil {
+		f = h.home
+	}
+	// A descriptor of our own: the caller may close its file.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate network namespace: %w", err)
+	}
+	h.file = os.NewFile(uintptr(fd), f.Name())
+	if h.id, err = identify(h.file); err != nil {
+		return nil, err
+	}
+	h.own = h.id == homeID
+	err = h.do(func() (err error) {
+		h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open netlink on the host: %w", err)
+	}
+	return h, nil
+}
+
+func (h *host) close() {
+	if h.netlink != nil {
+		h.netlink.Close()
+	}
+	for _, f := range []*os.File{h.file, h.home} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// do runs fn in the host's namespace.
+func (h *host) do(fn func() error) error {
+	if h.own {
+		return fn()
+	}
+	return visit(h.file, h.home, fn)
+}
