@@ -1,0 +1,197 @@
+package bgp
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/manekinet/maneki/bgp/message"
+	"github.com/manekinet/maneki/bgp/session"
+)
+
+// Config is the whole wanted state of the speaker; see Speaker.Set.
+type Config struct {
+	RouterID netip.Addr                    // IPv4 form, unique in the network
+	ASN      uint32                        // local AS
+	Listen   []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
+	Peers    map[netip.Addr]Peer           // keyed by remote address
+	Announce map[netip.Prefix]Announcement // exactly this set is originated
+}
+
+// PeerType says what made a peering, in calicoctl's words (spec/calico.md §6.1).
+type PeerType string
+
+// The peer types.
+const (
+	TypeMesh   PeerType = "node-to-node mesh"
+	TypeNode   PeerType = "node specific"
+	TypeGlobal PeerType = "global"
+)
+
+// Peer is one wanted session. Comparable. A session over IPv4 carries IPv4 routes, one over IPv6 IPv6
+// routes.
+type Peer struct {
+	Name  string // of the node or BGPPeer, for messages
+	Type  PeerType
+	Addr  netip.Addr // remote address
+	Local netip.Addr // source address to bind, zero to let the kernel choose
+	Port  uint16     // remote port, 0 means 179
+	ASN   uint32     // remote AS; the session is internal if it equals Config.ASN
+	// Passive peers are never dialled, only accepted.
+	Passive bool
+	// HoldTime is offered; 0 means 90 s, else at least 3 s. Keepalive 0 means a third of what is negotiated.
+	HoldTime, Keepalive time.Duration
+	// ConnectRetry is the wait between dials; 0 means 0.1 s after the first failure, doubling up to 5 s.
+	ConnectRetry time.Duration
+	// RestartTime is how long the peer is asked to keep our routes while we restart (RFC 4724); 0 means 120 s.
+	RestartTime time.Duration
+	Password    string // TCP MD5 (RFC 2385), at most 80 octets; never logged
+	TTLSecurity uint8  // greatest distance in hops (RFC 5082), 0 for off
+}
+
+// String names the peer for messages, without its password.
+func (p Peer) String() string { return fmt.Sprintf("%s (%s)", p.Name, p.Addr) }
+
+// Announcement is the attributes of one originated prefix. Comparable.
+type Announcement struct {
+	NextHop     netip.Addr // zero means this end of each session
+	LocalPref   uint32     // to internal peers; 0 means 100
+	MED         uint32     // 0 means none is sent
+	Communities string     // blank-separated aa:nn and aa:nn:mm values, sorted by the caller
+}
+
+// Path is a best path learnt from a peer. Comparable.
+type Path struct {
+	Prefix         netip.Prefix
+	NextHop, Peer  netip.Addr
+	PeerASN        uint32
+	LocalPref, MED uint32
+	ASPath         string // "64513 64514 {64515,64516}"
+	Stale          bool   // kept while the peer restarts (RFC 4724)
+}
+
+// PeerStatus is the state of one configured peer.
+type PeerStatus struct {
+	Peer                    Peer   // as configured, without the password
+	State                   string // Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since                   time.Time
+	LastError               string // why there is no session, in words
+	Received                int    // prefixes the peer offers
+	Accepted                int    // of these, those not refused by the import checks
+	Advertised              int    // prefixes announced to it
+	Families                []string
+	RestartingPeer          bool // its routes are kept while it restarts, or its End-of-RIB is awaited
+	EoR                     bool // it has sent End-of-RIB for all families of the session
+	RemoteID                netip.Addr
+	HoldTime                time.Duration // negotiated
+	MessagesIn, MessagesOut uint64
+}
+
+// validate refuses a configuration with an error that names the field, the value and what is allowed.
+func (c Config) validate() error {
+	if len(c.Peers) > 0 || len(c.Announce) > 0 {
+		if !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
+			return fmt.Errorf("bgp routerID %q: want an IPv4 address other than 0.0.0.0", c.RouterID)
+		}
+		if c.ASN == 0 {
+			return fmt.Errorf("bgp asn 0: want 1 to 4294967295")
+		}
+	}
+	seen := make(map[netip.AddrPort]bool)
+	for _, l := range c.Listen {
+		if !l.IsValid() || l.Port() == 0 {
+			return fmt.Errorf("bgp listen %q: want an address and a port other than 0", l)
+		}
+		if seen[l] {
+			return fmt.Errorf("bgp listen %s: duplicate", l)
+		}
+		seen[l] = true
+	}
+	for addr, p := range c.Peers {
+		if err := c.validatePeer(addr, p); err != nil {
+			return fmt.Errorf("bgp peer %s: %w", p, err)
+		}
+	}
+	for prefix, a := range c.Announce {
+		if err := validateAnnouncement(prefix, a); err != nil {
+			return fmt.Errorf("bgp announce %s: %w", prefix, err)
+		}
+	}
+	return nil
+}
+
+func (c Config) validatePeer(key netip.Addr, p Peer) error {
+	switch {
+	case p.Addr != key:
+		return fmt.Errorf("addr %q: want the key %s it is filed under", p.Addr, key)
+	case !p.Addr.IsValid() || p.Addr.IsUnspecified() || p.Addr.IsMulticast() || p.Addr.Is4In6():
+		return fmt.Errorf("addr %q: want a unicast address", p.Addr)
+	case p.Addr == p.Local || slices.ContainsFunc(c.Listen, func(l netip.AddrPort) bool { return l.Addr() == p.Addr }):
+		return fmt.Errorf("addr %s: is this speaker's own address", p.Addr)
+	case p.Local.IsValid() && p.Local.Is4() != p.Addr.Is4():
+		return fmt.Errorf("local %s: want an address of the same family as the peer", p.Local)
+	case p.ASN == 0:
+		return fmt.Errorf("asn 0: want 1 to 4294967295")
+	case p.Type != TypeMesh && p.Type != TypeNode && p.Type != TypeGlobal:
+		return fmt.Errorf("type %q: want %q, %q or %q", p.Type, TypeMesh, TypeNode, TypeGlobal)
+	case p.HoldTime != 0 && (p.HoldTime < 3*time.Second || p.HoldTime > 65535*time.Second):
+		return fmt.Errorf("holdTime %s: want 3s to 65535s", p.HoldTime)
+	case p.Keepalive < 0 || p.Keepalive > p.holdTime()/2:
+		return fmt.Errorf("keepalive %s: want at most half of the hold time %s", p.Keepalive, p.holdTime())
+	case p.ConnectRetry < 0:
+		return fmt.Errorf("connectRetry %s: want 0 or more", p.ConnectRetry)
+	case p.RestartTime < 0 || p.RestartTime > 4095*time.Second:
+		return fmt.Errorf("restartTime %s: want at most 4095s", p.RestartTime)
+	case len(p.Password) > 80:
+		return fmt.Errorf("password: has %d octets, want at most 80", len(p.Password))
+	}
+	return nil
+}
+
+func validateAnnouncement(prefix netip.Prefix, a Announcement) error {
+	if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
+		return fmt.Errorf("want a prefix without host bits, such as %s", prefix.Masked())
+	}
+	if a.NextHop.IsValid() && a.NextHop.Is4() != prefix.Addr().Is4() {
+		return fmt.Errorf("nextHop %s: want an address of the prefix's family", a.NextHop)
+	}
+	_, _, err := message.ParseCommunities(a.Communities)
+	return err
+}
+
+func (p Peer) holdTime() time.Duration {
+	if p.HoldTime == 0 {
+		return session.DefaultHoldTime
+	}
+	return p.HoldTime
+}
+
+// session returns what the session package needs of a peer.
+func (c Config) session(p Peer) session.Config {
+	port, restart := p.Port, p.RestartTime
+	if port == 0 {
+		port = session.DefaultPort
+	}
+	if restart == 0 {
+		restart = session.DefaultRestartTime
+	}
+	return session.Config{
+		Remote: netip.AddrPortFrom(p.Addr, port), Local: p.Local,
+		LocalASN: c.ASN, RemoteASN: p.ASN, RouterID: c.RouterID,
+		Families: message.FamilyOf(p.Addr).Set(), Passive: p.Passive,
+		HoldTime: p.holdTime(), Keepalive: p.Keepalive, ConnectRetry: p.ConnectRetry, RestartTime: restart,
+		Password: p.Password, TTLSecurity: p.TTLSecurity,
+	}
+}
+
+// attrs returns the path attributes of an announcement; a zero next hop is filled in on export.
+func (a Announcement) attrs() message.Attrs {
+	communities, large, _ := message.ParseCommunities(a.Communities) // validated by Set
+	out := message.Attrs{NextHop: a.NextHop, LocalPref: a.LocalPref, HasLocalPref: true,
+		MED: a.MED, HasMED: a.MED != 0, Communities: communities, LargeCommunities: large}
+	if out.LocalPref == 0 {
+		out.LocalPref = message.DefaultLocalPref
+	}
+	return out
+}

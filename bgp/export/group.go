@@ -1,0 +1,249 @@
+// Package export computes what is sent to peers. Peers for which the same policy gives the same messages
+// form an update group; a group keeps its routes once, ordered by when they last changed, and packs each
+// stretch of changes into messages once for all members that need it. A member is a position in that
+// order, so memory is O(routes + members), and a member that reads slowly is sent only the newest state
+// of what it missed.
+//
+// The package is pure and owned by one caller at a time, like rib.
+package export
+
+import (
+	"net/netip"
+
+	"github.com/manekinet/maneki/bgp/rib"
+)
+
+// Group is one update group.
+type Group struct {
+	policy  Policy
+	routes  map[netip.Prefix]*route
+	live    ring // announced routes, oldest change first
+	dead    ring // withdrawn routes that some member may still have, oldest first
+	seq     uint64
+	members int
+	// at counts the holders of each position: members, and the cached first chunk. Packed chunks and the
+	// memory of withdrawn routes are let go when nobody holds a position that needs them.
+	at     map[uint64]int
+	chunks map[uint64]*chunk
+}
+
+// route is one exported route, or the memory that it was withdrawn.
+type route struct {
+	prefix     netip.Prefix
+	attrs      rib.Attrs
+	from       *rib.Source
+	live       bool
+	seq        uint64 // when it last changed
+	next, prev *route
+}
+
+// ring is a doubly linked list in ascending order of seq.
+type ring struct {
+	head route // sentinel
+	len  int
+}
+
+func (r *ring) init() { r.head.next, r.head.prev = &r.head, &r.head }
+
+func (r *ring) push(e *route) {
+	e.next, e.prev = &r.head, r.head.prev
+	e.prev.next, r.head.prev = e, e
+	r.len++
+}
+
+func (r *ring) remove(e *route) {
+	e.prev.next, e.next.prev = e.next, e.prev
+	r.len--
+}
+
+// after returns the first element that changed after pos; it is the sentinel if there is none.
+func (r *ring) after(pos uint64) *route {
+	if pos == 0 {
+		return r.head.next
+	}
+	e := &r.head
+	for e.prev != &r.head && e.prev.seq > pos {
+		e = e.prev
+	}
+	return e
+}
+
+// Member is one peer's place in its group.
+type Member struct {
+	group  *Group
+	source *rib.Source
+	pos    uint64
+}
+
+// NewGroup returns an empty group; feed it the table with Change.
+func NewGroup(p Policy) *Group {
+	g := &Group{policy: p, routes: make(map[netip.Prefix]*route), at: make(map[uint64]int), chunks: make(map[uint64]*chunk)}
+	g.live.init()
+	g.dead.init()
+	return g
+}
+
+// Policy returns what the group's members have in common.
+func (g *Group) Policy() Policy { return g.policy }
+
+// Advertised is how many routes the group announces.
+func (g *Group) Advertised() int { return g.live.len }
+
+// Members is how many members the group has.
+func (g *Group) Members() int { return g.members }
+
+// Join adds a member that has been sent nothing. source is what the peer's own routes carry.
+func (g *Group) Join(source *rib.Source) *Member {
+	g.members++
+	g.at[0]++
+	return &Member{group: g, source: source}
+}
+
+// Leave removes the member.
+func (m *Member) Leave() {
+	m.group.members--
+	m.group.release(m.pos)
+	m.group.prune()
+}
+
+// Group returns the member's group.
+func (m *Member) Group() *Group { return m.group }
+
+// Restart makes the member be sent everything again (ROUTE-REFRESH, RFC 2918).
+func (m *Member) Restart() { m.move(0) }
+
+// Pending reports whether there is something to send.
+func (m *Member) Pending() bool { return m.pos < m.group.seq }
+
+// Seq numbers the latest change; Behind tells whether the member has still to be sent changes up to seq.
+func (g *Group) Seq() uint64 { return g.seq }
+
+// Behind reports whether changes up to seq are still to be sent to the member.
+func (m *Member) Behind(seq uint64) bool { return m.pos < seq }
+
+func (m *Member) move(to uint64) {
+	from := m.pos
+	m.group.at[to]++
+	m.pos = to
+	m.group.release(from)
+}
+
+// Change tells the group that the best path to p is now best, or, with ok false, that there is none. It
+// reports whether members have something new to send.
+func (g *Group) Change(p netip.Prefix, best rib.Path, ok bool) bool {
+	var attrs rib.Attrs
+	if ok {
+		attrs, ok = g.policy.Apply(p, best)
+	}
+	r := g.routes[p]
+	switch {
+	case r == nil && !ok:
+		return false
+	case r == nil:
+		r = &route{prefix: p}
+		g.routes[p] = r
+	case r.live == ok && (!ok || (r.attrs == attrs && r.from == best.Source)):
+		return false
+	case r.live:
+		g.live.remove(r)
+	default:
+		g.dead.remove(r)
+	}
+	g.seq++
+	r.live, r.attrs, r.from, r.seq = ok, attrs, best.Source, g.seq
+	if ok {
+		g.live.push(r)
+	} else {
+		g.dead.push(r)
+		g.prune()
+	}
+	return true
+}
+
+// Next returns the next messages for the member and moves it past them. It returns nil when there is
+// nothing to send. The messages are shared: they must not be written to.
+func (m *Member) Next() ([][]byte, error) {
+	if !m.Pending() {
+		return nil, nil
+	}
+	c, err := m.group.chunkAt(m.pos)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]byte, 0, len(c.messages))
+	for _, msg := range c.messages {
+		switch {
+		case msg.from == nil || msg.from != m.source:
+			out = append(out, msg.update)
+		case msg.withdraw != nil:
+			out = append(out, msg.withdraw...)
+		}
+	}
+	m.move(c.to)
+	m.group.prune()
+	return out, nil
+}
+
+// chunkAt returns the packed changes after pos, computed once for all members there.
+func (g *Group) chunkAt(pos uint64) (*chunk, error) {
+	if pos == 0 && g.firstStale() {
+		g.dropFirst()
+	}
+	if c := g.chunks[pos]; c != nil {
+		return c, nil
+	}
+	c, err := g.pack(pos)
+	if err != nil {
+		return nil, err
+	}
+	g.chunks[pos] = c
+	if pos == 0 {
+		g.at[c.to]++
+	}
+	return c, nil
+}
+
+// firstStale reports whether the cached first chunk has been overtaken by so many changes that replaying
+// them after it would cost a new member more than packing anew.
+func (g *Group) firstStale() bool {
+	c := g.chunks[0]
+	return c != nil && g.seq-c.packed > uint64(max(64, g.live.len/4))
+}
+
+func (g *Group) dropFirst() {
+	c := g.chunks[0]
+	delete(g.chunks, 0)
+	g.release(c.to)
+}
+
+// release takes one holder away from pos. The first chunk stays cached for those who join later.
+func (g *Group) release(pos uint64) {
+	if g.at[pos]--; g.at[pos] > 0 {
+		return
+	}
+	delete(g.at, pos)
+	if pos != 0 {
+		delete(g.chunks, pos)
+	}
+}
+
+// prune forgets the withdrawn routes that every member has been told of. Who is at the start needs none:
+// it is given live routes only.
+func (g *Group) prune() {
+	if g.firstStale() {
+		g.dropFirst()
+	}
+	if g.dead.len == 0 {
+		return
+	}
+	low := g.seq
+	for pos := range g.at {
+		if pos > 0 {
+			low = min(low, pos)
+		}
+	}
+	for r := g.dead.head.next; r != &g.dead.head && r.seq <= low; r = g.dead.head.next {
+		g.dead.remove(r)
+		delete(g.routes, r.prefix)
+	}
+}

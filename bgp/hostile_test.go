@@ -1,0 +1,136 @@
+package bgp
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/manekinet/maneki/bgp/bgptest"
+)
+
+// swarm starts one simulated neighbour.
+func swarm(t testing.TB, server string, asn uint32, local string, routes ...string) *bgptest.Swarm {
+	t.Helper()
+	c := bgptest.Client{Local: netip.MustParseAddr(local), RouterID: routerID(netip.MustParseAddr(local)), ASN: asn}
+	for _, r := range routes {
+		c.Routes = append(c.Routes, netip.MustParsePrefix(r))
+	}
+	s := bgptest.Start(context.Background(), bgptest.Options{Server: netip.AddrPortFrom(netip.MustParseAddr(server), 179), Clients: []bgptest.Client{c}})
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestStrangersAreClosed(t *testing.T) {
+	a := start(t, "10.1.1.1", Options{}, mesh("10.1.1.2"))
+	b := start(t, "10.1.1.2", Options{}, mesh("10.1.1.1"))
+	eventually(t, "session", established(a, "10.1.1.2"), a, b)
+	for i := range 200 {
+		c := raw(t, fmt.Sprintf("10.1.2.%d", i+1), "10.1.1.1")
+		if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || (err != io.EOF && !isReset(err)) {
+			t.Fatalf("stranger %d: read %d octets, %v; want the connection closed without a word", i, n, err)
+		}
+	}
+	if st := a.peer("10.1.1.2").State; st != "Established" {
+		t.Errorf("the good session is %s", st)
+	}
+}
+
+func isReset(err error) bool {
+	ne, ok := err.(net.Error)
+	return ok && !ne.Timeout()
+}
+
+func TestMaxPrefixes(t *testing.T) {
+	a := start(t, "10.1.3.1", Options{MaxPrefixesPerPeer: 100}, mesh("10.1.3.2"), mesh("10.1.3.3"))
+	good := swarm(t, "10.1.3.1", 64512, "10.1.3.3", "192.168.1.0/24")
+	eventually(t, "good peer", func() bool { return a.has("192.168.1.0/24") }, a)
+	var flood []string
+	for i := range 1000 {
+		flood = append(flood, fmt.Sprintf("172.16.%d.%d/32", i/250, i%250))
+	}
+	bad := swarm(t, "10.1.3.1", 64512, "10.1.3.2", flood...)
+	eventually(t, "limit", func() bool { return a.peer("10.1.3.2").State == "Idle" }, a)
+	if n := len(a.Best()); n != 1 || good.Established() != 1 {
+		t.Errorf("%d routes, good session %d; want only the good peer's", n, good.Established())
+	}
+	if st := a.peer("10.1.3.2"); st.LastError != "peer sent more than 100 prefixes" {
+		t.Errorf("reason %q", st.LastError)
+	}
+	eventually(t, "the peer is told", func() bool { return bad.Err(0) != nil }, a)
+}
+
+func TestImportChecks(t *testing.T) {
+	a := start(t, "10.1.4.1", Options{}, mesh("10.1.4.2"))
+	s := swarm(t, "10.1.4.1", 64512, "10.1.4.2",
+		"127.1.0.0/16", "169.254.7.0/24", "224.1.0.0/16", "0.0.0.0/8", "240.0.0.0/8", // never
+		"0.0.0.0/0", "192.168.1.0/24") // these two
+	eventually(t, "session and routes", func() bool { return a.peer("10.1.4.2").Received == 7 && s.Established() == 1 }, a)
+	if best := a.Best(); len(best) != 2 || !a.has("0.0.0.0/0") || !a.has("192.168.1.0/24") {
+		t.Errorf("best = %v", best)
+	}
+	if st := a.peer("10.1.4.2"); st.Accepted != 2 {
+		t.Errorf("accepted %d, want 2", st.Accepted)
+	}
+}
+
+func TestOwnNextHopIsRefused(t *testing.T) {
+	a := start(t, "10.1.5.1", Options{}, mesh("10.1.5.2"))
+	c := bgptest.Client{Local: netip.MustParseAddr("10.1.5.2"), RouterID: netip.MustParseAddr("2.2.2.2"), ASN: 64512,
+		NextHop: a.addr, Routes: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}}
+	s := bgptest.Start(context.Background(), bgptest.Options{Server: netip.MustParseAddrPort("10.1.5.1:179"), Clients: []bgptest.Client{c}})
+	t.Cleanup(s.Close)
+	eventually(t, "route received", func() bool { return a.peer("10.1.5.2").Received == 1 }, a)
+	if len(a.Best()) != 0 {
+		t.Errorf("best = %v", a.Best())
+	}
+}
+
+// TestMalformed sends faulty messages on one session and watches another one.
+func TestMalformed(t *testing.T) {
+	a := start(t, "10.1.6.1", Options{}, mesh("10.1.6.2"), mesh("10.1.6.3"))
+	good := swarm(t, "10.1.6.1", 64512, "10.1.6.3", "192.168.1.0/24")
+	bad := swarm(t, "10.1.6.1", 64512, "10.1.6.2", "192.168.2.0/24", "192.168.3.0/24")
+	ready := func() bool { return len(a.Best()) == 3 && bad.Established() == 1 }
+	eventually(t, "routes", ready, a)
+	marker := []byte{255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255}
+	msg := func(kind byte, body ...byte) []byte {
+		return append(append(append([]byte{}, marker...), byte((19+len(body))>>8), byte(19+len(body)), kind), body...)
+	}
+	// Faults of an attribute: the route goes, the session stays (RFC 7606).
+	update := msg(2, 0, 0, 0, 14, 0x40, 1, 1, 9, 0x40, 2, 0, 0x40, 3, 4, 10, 1, 6, 2, 24, 192, 168, 2)
+	if err := bad.SendRaw(0, update); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "treat as withdraw", func() bool { return !a.has("192.168.2.0/24") && a.has("192.168.3.0/24") }, a)
+	if bad.Established() != 1 {
+		t.Fatal("a bad ORIGIN ended the session")
+	}
+	for name, b := range map[string][]byte{
+		"bad marker":     append(make([]byte, 16), 0, 19, 4),
+		"length 0":       append(append([]byte{}, marker...), 0, 0, 2),
+		"length 65535":   append(append([]byte{}, marker...), 255, 255, 2),
+		"unknown type":   msg(77),
+		"open again":     msg(1, 4, 252, 0, 0, 90, 1, 1, 1, 1, 0),
+		"withdraw > len": msg(2, 255, 255, 0, 0),
+		"attrs > len":    msg(2, 0, 0, 255, 255),
+		"prefix /77":     msg(2, 0, 0, 0, 0, 77, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+		"short mp reach": msg(2, 0, 0, 0, 5, 0x80, 14, 2, 0, 1),
+	} {
+		eventually(t, "bad peer is back before "+name, func() bool { return bad.Established() == 1 && a.peer("10.1.6.2").State == "Established" }, a)
+		in := a.peer("10.1.6.2").Since
+		if err := bad.SendRaw(0, b); err != nil {
+			t.Fatal(name, err)
+		}
+		eventually(t, name+" ends the session", func() bool { return !a.peer("10.1.6.2").Since.Equal(in) }, a)
+		if good.Established() != 1 || !a.has("192.168.1.0/24") {
+			t.Fatalf("%s: the good session suffered", name)
+		}
+	}
+}

@@ -1,0 +1,61 @@
+package bgp
+
+import (
+	"net/netip"
+
+	"github.com/manekinet/maneki/bgp/message"
+)
+
+// barred reports whether a route must not be used: it is remembered, counted as received, and never
+// chosen. These are the checks that hold for every peer; what a site wants beyond them is for the caller
+// of Best.
+func (s *Speaker) barred(p *peer, prefix netip.Prefix, a message.Attrs) bool {
+	switch {
+	case martian(prefix), s.badNextHop(prefix, a.NextHop, p.local):
+		return true
+	case a.HasAS(s.cfg.ASN): // RFC 4271 §9.1.2: our own AS in the path is a loop
+		return true
+	case a.OriginatorID == s.cfg.RouterID, a.InClusterList(s.cfg.RouterID): // RFC 4456 §8
+		return true
+	}
+	return !p.source.Internal && a.NeighborAS() != p.cfg.ASN // RFC 4271 §6.3: the peer must have put itself first
+}
+
+func (s *Speaker) badNextHop(prefix netip.Prefix, hop, local netip.Addr) bool {
+	if !hop.IsValid() || hop.Is4In6() || hop.Is4() != prefix.Addr().Is4() {
+		return true
+	}
+	return s.own[hop] || hop == local || martian(netip.PrefixFrom(hop, hop.BitLen())) || zeroNet(hop)
+}
+
+// martians are the blocks that are never routed between hosts (RFC 6890): "this network", loopback,
+// link-local, multicast and reserved. The default route is not among them.
+func martians() [9]netip.Prefix {
+	return [9]netip.Prefix{
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8),
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{169, 254}), 16),
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4),
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{240}), 4),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{15: 1}), 128),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80}), 10),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xff}), 8),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96),
+		netip.PrefixFrom(netip.IPv6Unspecified(), 128),
+	}
+}
+
+// martian reports whether prefix lies inside a block that is never routed.
+func martian(prefix netip.Prefix) bool {
+	if prefix.Bits() > 0 && zeroNet(prefix.Addr()) {
+		return true
+	}
+	for _, m := range martians() {
+		if m.Bits() <= prefix.Bits() && m.Contains(prefix.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// zeroNet is 0.0.0.0/8, "this network".
+func zeroNet(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 0 }

@@ -1,0 +1,204 @@
+package message
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+)
+
+// room is what an UPDATE has for attributes and routes after header and its two length fields.
+const room = MaxLen - HeaderLen - 4
+
+// AppendWithdraw appends UPDATE messages that withdraw ps, all of family f, as many to a message as fit.
+func AppendWithdraw(dst [][]byte, f Family, ps []netip.Prefix) ([][]byte, error) {
+	overhead := 0
+	if f != IPv4 {
+		overhead = 4 + 3 // MP_UNREACH_NLRI header with extended length, AFI and SAFI
+	}
+	return pack(dst, room-overhead, ps, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
+		if f == IPv4 {
+			return wire.NewBGPUpdateMessage(nlri, nil, nil), nil
+		}
+		un, err := wire.NewPathAttributeMpUnreachNLRI(f.wire(), nlri)
+		if err != nil {
+			return nil, err
+		}
+		return wire.NewBGPUpdateMessage(nil, []wire.PathAttributeInterface{un}, nil), nil
+	})
+}
+
+// AppendReach appends UPDATE messages that announce ps, all of family f, with attributes a. fourOctetAS
+// says whether the receiver speaks four-octet AS numbers (RFC 6793).
+func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.Prefix) ([][]byte, error) {
+	attrs, err := a.wire(f, fourOctetAS)
+	if err != nil {
+		return dst, err
+	}
+	size := 0
+	for _, at := range attrs {
+		b, err := at.Serialize()
+		if err != nil {
+			return dst, fmt.Errorf("encode attribute %d: %w", at.GetType(), err)
+		}
+		size += len(b)
+	}
+	if f != IPv4 {
+		size += 4 + 5 + 16 // MP_REACH_NLRI header with extended length, fixed fields, next hop
+	}
+	if size+1+f.bits()/8 > room {
+		return dst, fmt.Errorf("encode update: attributes of %d octets leave no room for a route", size)
+	}
+	return pack(dst, room-size, ps, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
+		if f == IPv4 {
+			return wire.NewBGPUpdateMessage(nil, attrs, nlri), nil
+		}
+		reach, err := wire.NewPathAttributeMpReachNLRI(f.wire(), nlri, a.NextHop)
+		if err != nil {
+			return nil, err
+		}
+		return wire.NewBGPUpdateMessage(nil, append(attrs[:len(attrs):len(attrs)], reach), nil), nil
+	})
+}
+
+// pack cuts ps into runs of at most size octets and makes one message of each.
+func pack(dst [][]byte, size int, ps []netip.Prefix, build func([]wire.PathNLRI) (*wire.BGPMessage, error)) ([][]byte, error) {
+	var nlri []wire.PathNLRI
+	used := 0
+	flush := func() error {
+		if len(nlri) == 0 {
+			return nil
+		}
+		m, err := build(nlri)
+		if err != nil {
+			return fmt.Errorf("encode update: %w", err)
+		}
+		b, err := m.Serialize()
+		if err != nil {
+			return fmt.Errorf("encode update: %w", err)
+		}
+		dst = append(dst, b)
+		nlri, used = nil, 0
+		return nil
+	}
+	for _, p := range ps {
+		one, err := wire.NewIPAddrPrefix(p)
+		if err != nil {
+			return dst, fmt.Errorf("encode prefix %s: %w", p, err)
+		}
+		if n := one.Len(); used+n > size {
+			if err := flush(); err != nil {
+				return dst, err
+			}
+		}
+		nlri = append(nlri, wire.PathNLRI{NLRI: one})
+		used += one.Len()
+	}
+	return dst, flush()
+}
+
+// wire returns the codec's attributes in ascending order of type (RFC 4271 §5), without MP_REACH_NLRI.
+func (a Attrs) wire(f Family, fourOctetAS bool) ([]wire.PathAttributeInterface, error) {
+	out := []wire.PathAttributeInterface{wire.NewPathAttributeOrigin(a.Origin), a.pathAttr(fourOctetAS)}
+	if f == IPv4 {
+		if !a.NextHop.Is4() {
+			return nil, fmt.Errorf("encode update: next hop %s of an IPv4 route is not an IPv4 address", a.NextHop)
+		}
+		hop, err := wire.NewPathAttributeNextHop(a.NextHop)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, hop)
+	} else if !a.NextHop.Is6() {
+		return nil, fmt.Errorf("encode update: next hop %s of an IPv6 route is not an IPv6 address", a.NextHop)
+	}
+	if a.HasMED {
+		out = append(out, wire.NewPathAttributeMultiExitDisc(a.MED))
+	}
+	if a.HasLocalPref {
+		out = append(out, wire.NewPathAttributeLocalPref(a.LocalPref))
+	}
+	if a.Atomic {
+		out = append(out, wire.NewPathAttributeAtomicAggregate())
+	}
+	for _, list := range []struct {
+		t     wire.BGPAttrType
+		value string
+	}{{wire.BGP_ATTR_TYPE_COMMUNITIES, a.Communities}, {wire.BGP_ATTR_TYPE_ORIGINATOR_ID, octets(a.OriginatorID)},
+		{wire.BGP_ATTR_TYPE_CLUSTER_LIST, a.ClusterList}, {wire.BGP_ATTR_TYPE_LARGE_COMMUNITY, a.LargeCommunities}} {
+		if list.value != "" {
+			out = append(out, wire.NewPathAttributeUnknown(wire.PathAttrFlags[list.t], list.t, []byte(list.value)))
+		}
+	}
+	if as4 := a.as4Attr(); as4 != nil && !fourOctetAS {
+		out = append(out, as4)
+	}
+	return append(out, a.otherAttrs(fourOctetAS)...), nil
+}
+
+func octets(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return string(a.AsSlice())
+}
+
+// otherAttrs splits Other into its attributes again. AGGREGATOR has the width of four-octet speakers and
+// is kept from others.
+func (a Attrs) otherAttrs(fourOctetAS bool) []wire.PathAttributeInterface {
+	var out []wire.PathAttributeInterface
+	for b := []byte(a.Other); len(b) >= 3; {
+		head, n := 3, int(b[2])
+		if b[0]&byte(wire.BGP_ATTR_FLAG_EXTENDED_LENGTH) != 0 {
+			head, n = 4, int(binary.BigEndian.Uint16(b[2:4]))
+		}
+		flags, t := wire.BGPAttrFlag(b[0]), wire.BGPAttrType(b[1])
+		if t != wire.BGP_ATTR_TYPE_AGGREGATOR || fourOctetAS {
+			out = append(out, wire.NewPathAttributeUnknown(flags, t, b[head:head+n]))
+		}
+		b = b[head+n:]
+	}
+	return out
+}
+
+func (a Attrs) pathAttr(fourOctetAS bool) wire.PathAttributeInterface {
+	var segments []wire.AsPathParamInterface
+	a.segments(func(kind byte, asns string) bool {
+		wide := make([]uint32, len(asns)/4)
+		narrow := make([]uint16, len(wide))
+		for i := range wide {
+			wide[i] = asAt(asns, i)
+			narrow[i] = asTrans
+			if wide[i] <= 0xffff {
+				narrow[i] = uint16(wide[i])
+			}
+		}
+		if fourOctetAS {
+			segments = append(segments, wire.NewAs4PathParam(kind, wide))
+		} else {
+			segments = append(segments, wire.NewAsPathParam(kind, narrow))
+		}
+		return true
+	})
+	return wire.NewPathAttributeAsPath(segments)
+}
+
+// as4Attr returns AS4_PATH when the path has an AS number that two octets cannot carry.
+func (a Attrs) as4Attr() wire.PathAttributeInterface {
+	var segments []*wire.As4PathParam
+	wide := false
+	a.segments(func(kind byte, asns string) bool {
+		list := make([]uint32, len(asns)/4)
+		for i := range list {
+			list[i] = asAt(asns, i)
+			wide = wide || list[i] > 0xffff
+		}
+		segments = append(segments, wire.NewAs4PathParam(kind, list))
+		return true
+	})
+	if !wide {
+		return nil
+	}
+	return wire.NewPathAttributeAs4Path(segments)
+}

@@ -1,0 +1,137 @@
+package message
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+)
+
+// Session is what decoding an UPDATE depends on: the result of the OPEN exchange.
+type Session struct {
+	Internal    bool     // iBGP
+	FourOctetAS bool     // both sides speak four-octet AS numbers
+	Families    Families // negotiated on both sides
+}
+
+// Update is a decoded UPDATE (RFC 4271 §4.3, RFC 4760).
+type Update struct {
+	Withdrawn []netip.Prefix
+	Reach     []Reach  // at most one for the NLRI field and one for MP_REACH_NLRI
+	EndOfRIB  Families // the family this message ends, if it is an End-of-RIB marker (RFC 4724)
+	// Malformed says in words what was wrong with an attribute when the message was demoted to a withdrawal
+	// of its routes (treat-as-withdraw, RFC 7606 §2); its routes are then in Withdrawn. "" if nothing was.
+	Malformed string
+}
+
+// Reach is the routes of one UPDATE that share attributes.
+type Reach struct {
+	Attrs    Attrs
+	Prefixes []netip.Prefix
+}
+
+// DecodeUpdate reads the body of an UPDATE. Attribute faults that RFC 7606 does not count as fatal are
+// handled here; the error, an *Error, is for those that end the session.
+func DecodeUpdate(body []byte, s Session) (Update, error) {
+	withdrawn, attrs, nlri, err := sections(body)
+	if err != nil {
+		return Update{}, err
+	}
+	var u Update
+	if u.Withdrawn, err = prefixes(nil, withdrawn, IPv4); err != nil {
+		return Update{}, err
+	}
+	routes, err := prefixes(nil, nlri, IPv4)
+	if err != nil {
+		return Update{}, err
+	}
+	d := decoder{session: s, hasNLRI: len(routes) > 0}
+	if err := d.attributes(attrs); err != nil {
+		return Update{}, err
+	}
+	if err := d.checkMandatory(); err != nil {
+		return Update{}, err
+	}
+	if len(body) == 4 {
+		u.EndOfRIB = IPv4.Set() & s.Families
+		return u, nil
+	}
+	if d.onlyEmptyUnreach(len(u.Withdrawn)) {
+		u.EndOfRIB = d.unreachFamily.Set() & s.Families
+		return u, nil
+	}
+	return d.finish(u, routes), nil
+}
+
+// sections splits the body by its two length fields.
+func sections(body []byte) (withdrawn, attrs, nlri []byte, err error) {
+	short := &Error{Code: codeUpdate, Subcode: subAttributeList, Text: "UPDATE length fields exceed the message"}
+	if len(body) < 4 {
+		return nil, nil, nil, short
+	}
+	w := int(binary.BigEndian.Uint16(body))
+	if len(body) < 4+w {
+		return nil, nil, nil, short
+	}
+	withdrawn, body = body[2:2+w], body[2+w:]
+	a := int(binary.BigEndian.Uint16(body))
+	if len(body) < 2+a {
+		return nil, nil, nil, short
+	}
+	return withdrawn, body[2 : 2+a], body[2+a:], nil
+}
+
+// prefixes appends the NLRI in b, all of family f (RFC 4271 §4.3, RFC 7606 §5.3).
+func prefixes(dst []netip.Prefix, b []byte, f Family) ([]netip.Prefix, error) {
+	for len(b) > 0 {
+		n := 1 + (int(b[0])+7)/8
+		if int(b[0]) > f.bits() || len(b) < n {
+			return nil, &Error{Code: codeUpdate, Subcode: subNetworkField, Text: fmt.Sprintf("prefix length %d is not valid for %s", b[0], f)}
+		}
+		nlri, err := wire.NLRIFromSlice(f.wire(), b[:n])
+		if err != nil {
+			return nil, fault(err, codeUpdate, subNetworkField)
+		}
+		p, ok := nlri.(*wire.IPAddrPrefix)
+		if !ok {
+			return nil, &Error{Code: codeUpdate, Subcode: subNetworkField, Text: "NLRI is not a prefix"}
+		}
+		dst = append(dst, p.Prefix)
+		b = b[n:]
+	}
+	return dst, nil
+}
+
+// finish turns what was decoded into the Update.
+func (d *decoder) finish(u Update, routes []netip.Prefix) Update {
+	u.Withdrawn = append(u.Withdrawn, d.unreach...)
+	if !d.session.Families.Has(IPv4) {
+		u.Withdrawn, routes = keep(u.Withdrawn, IPv6), nil
+	}
+	if d.malformed != "" {
+		u.Malformed = d.malformed
+		u.Withdrawn = append(append(u.Withdrawn, routes...), d.reach...)
+		return u
+	}
+	d.mergeAS4()
+	if len(routes) > 0 {
+		u.Reach = append(u.Reach, Reach{Attrs: d.attrs, Prefixes: routes})
+	}
+	if len(d.reach) > 0 {
+		a := d.attrs
+		a.NextHop = d.reachNextHop
+		u.Reach = append(u.Reach, Reach{Attrs: a, Prefixes: d.reach})
+	}
+	return u
+}
+
+func keep(ps []netip.Prefix, f Family) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		if FamilyOf(p.Addr()) == f {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,102 @@
+package rib
+
+import (
+	"cmp"
+	"net/netip"
+
+	"github.com/manekinet/maneki/bgp/message"
+)
+
+// best returns the index of the best usable path, or -1. It eliminates candidates step by step, as
+// RFC 4271 §9.1.2.2 does, because MED makes the pairwise comparison intransitive. Steps: own
+// announcements; LOCAL_PREF; AS_PATH length; ORIGIN; MED within one neighbour AS; external over
+// internal; then RFC 4456 §9 and RFC 4271 f-g: originator or router ID, CLUSTER_LIST length, address.
+// There is no IGP metric here: every next hop of a flat layer-3 network is one route away.
+func best(paths []Path) int {
+	if len(paths) == 1 { // by far the most common
+		if paths[0].Barred {
+			return -1
+		}
+		return 0
+	}
+	left := make([]candidate, 0, len(paths))
+	for i, p := range paths {
+		if !p.Barred {
+			left = append(left, candidate{index: i, source: p.Source, attrs: p.Attrs.Value()})
+		}
+	}
+	if len(left) == 0 {
+		return -1
+	}
+	left = least(left, func(c candidate) int { return yes(!c.source.Local) })
+	left = least(left, func(c candidate) int { return -int(c.attrs.LocalPref) })
+	left = least(left, func(c candidate) int { return c.attrs.PathLen() })
+	left = least(left, func(c candidate) int { return int(c.attrs.Origin) })
+	left = lowestMED(left)
+	left = least(left, func(c candidate) int { return yes(c.source.Internal) })
+	win := left[0]
+	for _, c := range left[1:] {
+		if c.compare(win) < 0 {
+			win = c
+		}
+	}
+	return win.index
+}
+
+type candidate struct {
+	index  int
+	source *Source
+	attrs  message.Attrs
+}
+
+func yes(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// least keeps the candidates with the lowest value of f.
+func least(in []candidate, f func(candidate) int) []candidate {
+	low := f(in[0])
+	for _, c := range in[1:] {
+		low = min(low, f(c))
+	}
+	out := in[:0]
+	for _, c := range in {
+		if f(c) == low {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// lowestMED drops each candidate for which one with a lower MED came from the same neighbour AS
+// (RFC 4271 §9.1.2.2 c). A missing MED counts as 0.
+func lowestMED(in []candidate) []candidate {
+	var out []candidate
+	for _, c := range in {
+		beaten := false
+		for _, o := range in {
+			beaten = beaten || (o.attrs.MED < c.attrs.MED && o.attrs.NeighborAS() == c.attrs.NeighborAS())
+		}
+		if !beaten {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// compare breaks the remaining ties; it is a total order over distinct sources.
+func (c candidate) compare(o candidate) int {
+	return cmp.Or(c.id().Compare(o.id()),
+		cmp.Compare(len(c.attrs.ClusterList), len(o.attrs.ClusterList)),
+		c.source.Addr.Compare(o.source.Addr))
+}
+
+func (c candidate) id() netip.Addr {
+	if c.attrs.OriginatorID.IsValid() {
+		return c.attrs.OriginatorID
+	}
+	return c.source.ID
+}

@@ -1,0 +1,267 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/manekinet/maneki/bgp/message"
+)
+
+// state is one state of RFC 4271 §8.2.2. run handles events until the machine leaves the state; it
+// returns the next state, nil to end, and the reason in words.
+type state interface {
+	name() string
+	run(f *fsm) (next state, reason string)
+}
+
+// fsm is what the machine's goroutine owns.
+type fsm struct {
+	s      *Session
+	ctx    context.Context
+	cancel context.CancelFunc
+	events chan event
+	wg     sync.WaitGroup // readers and dials
+
+	conns    []*conn // connections in the handshake, oldest first
+	up       *conn   // the established connection
+	dialing  bool
+	failures int // attempts in a row that led to no lasting session
+	grace    time.Duration
+
+	feed                          Feed
+	retry, open, keepalive, flush *time.Timer
+	stale                         *time.Timer
+}
+
+type eventKind int
+
+const (
+	evShutdown  eventKind = iota // the context is done
+	evStop                       // Stop was called: fault
+	evIncoming                   // the peer connected: net
+	evDialed                     // our dial ended: net or err
+	evMessage                    // a handshake message on conn: kind, body
+	evConnError                  // conn failed in the handshake: err
+	evRetry                      // the connect retry timer fired
+	evOpenTimeout
+	evWake
+	evFlush
+	evKeepalive
+	evReaderDone // the established connection ended
+)
+
+type event struct {
+	kind  eventKind
+	fault *message.Error
+	net   net.Conn
+	conn  *conn
+	msg   message.Type
+	body  []byte
+	err   error
+}
+
+func newFSM(ctx context.Context, s *Session) *fsm {
+	f := &fsm{s: s, events: make(chan event)}
+	f.ctx, f.cancel = context.WithCancel(ctx)
+	for _, t := range []**time.Timer{&f.retry, &f.open, &f.keepalive, &f.flush, &f.stale} {
+		*t = time.NewTimer(time.Hour)
+		(*t).Stop()
+	}
+	return f
+}
+
+// close ends everything the machine started and waits for it.
+func (f *fsm) close() {
+	f.cancel()
+	for _, c := range f.conns {
+		c.Close()
+	}
+	if f.up != nil {
+		f.up.Close()
+	}
+	for _, t := range []*time.Timer{f.retry, f.open, f.keepalive, f.flush, f.stale} {
+		t.Stop()
+	}
+	f.wg.Wait()
+	for {
+		select {
+		case c := <-f.s.incoming:
+			c.Close()
+			continue
+		default:
+		}
+		return
+	}
+}
+
+func (f *fsm) enter(st state) {
+	f.s.setStatus(func(s *Status) {
+		if s.State != st.name() {
+			s.State, s.Since = st.name(), time.Now()
+		}
+	})
+}
+
+// step runs one state. A panic ends the connections of this session and nothing else.
+func (f *fsm) step(st state) (next state) {
+	defer func() {
+		if r := recover(); r != nil {
+			f.s.opt.Log.Error("bgp session panicked", "peer", f.s.opt.Config.Remote.Addr(), "state", st.name(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			f.dropAll(nil)
+			f.leave(message.Internal("internal fault"), false)
+			next = idle{hold: penalty}
+		}
+	}()
+	next, reason := st.run(f)
+	to := "end"
+	if next != nil {
+		to = next.name()
+	}
+	f.s.opt.Log.Debug("bgp state", "peer", f.s.opt.Config.Remote.Addr(), "from", st.name(), "to", to, "reason", reason)
+	return next
+}
+
+// next waits for the next event. Events of connections that were dropped meanwhile are passed over, and
+// the end of a peer's restart time is the same in every state.
+func (f *fsm) next() event {
+	for {
+		f.s.handshakes.Store(int32(len(f.conns)))
+		var wake <-chan struct{}
+		var done <-chan struct{}
+		if f.up != nil {
+			wake, done = f.feed.Wake(), f.up.done
+		}
+		select {
+		case <-f.ctx.Done():
+			return event{kind: evShutdown}
+		case why := <-f.s.stop:
+			return event{kind: evStop, fault: why}
+		case c := <-f.s.incoming:
+			return event{kind: evIncoming, net: c}
+		case ev := <-f.events:
+			if ev.conn == nil || !ev.conn.dropped {
+				return ev
+			}
+		case <-f.stale.C:
+			f.s.opt.Handler.Expired()
+		case <-f.retry.C:
+			return event{kind: evRetry}
+		case <-f.open.C:
+			return event{kind: evOpenTimeout}
+		case <-f.keepalive.C:
+			return event{kind: evKeepalive}
+		case <-f.flush.C:
+			return event{kind: evFlush}
+		case <-wake:
+			return event{kind: evWake}
+		case <-done:
+			return event{kind: evReaderDone}
+		}
+	}
+}
+
+// send delivers an event from a helper goroutine, unless the machine is ending.
+func (f *fsm) send(ev event) bool {
+	select {
+	case f.events <- ev:
+		return true
+	case <-f.ctx.Done():
+		return false
+	}
+}
+
+// dial starts a connection attempt; its end is an evDialed.
+func (f *fsm) dial() {
+	f.dialing = true
+	cfg := f.s.Config()
+	f.wg.Go(func() {
+		c, err := dial(f.ctx, cfg)
+		if !f.send(event{kind: evDialed, net: c, err: err}) && c != nil {
+			c.Close()
+		}
+	})
+}
+
+// greet takes a new connection into the handshake: it sends OPEN and starts reading.
+func (f *fsm) greet(nc net.Conn, outgoing bool) {
+	cfg := f.s.Config()
+	if !outgoing {
+		if err := acceptOptions(nc, cfg); err != nil {
+			f.note(fmt.Errorf("set socket options: %w", err))
+			nc.Close()
+			return
+		}
+	}
+	b, err := f.openMessage(cfg).Encode()
+	if err == nil {
+		err = f.write(nc, b)
+	}
+	if err != nil {
+		f.note(err)
+		nc.Close()
+		return
+	}
+	c := newConn(nc, outgoing)
+	f.conns = append(f.conns, c)
+	f.wg.Go(func() { c.read(f) })
+}
+
+func (f *fsm) openMessage(cfg Config) message.Open {
+	return message.Open{
+		ASN: cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
+		RouteRefresh: true, FourOctetAS: true,
+		Restart: message.Restart{Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,
+			Families: cfg.Families, Forwarding: cfg.Families},
+	}
+}
+
+// write sends handshake messages and notifications, which always fit into the socket's buffer.
+func (f *fsm) write(nc net.Conn, b []byte) error {
+	if err := nc.SetWriteDeadline(time.Now().Add(goodbye)); err != nil {
+		return err
+	}
+	if _, err := nc.Write(b); err != nil {
+		return err
+	}
+	f.s.out.Add(1)
+	return nil
+}
+
+// drop closes a connection of the handshake, saying why if there is something to say.
+func (f *fsm) drop(c *conn, why *message.Error) {
+	c.dropped = true
+	if why != nil {
+		_ = f.write(c.Conn, why.Notification()) // the peer may be gone already
+	}
+	c.Close()
+	c.release(verdictClose)
+	for i, o := range f.conns {
+		if o == c {
+			f.conns = append(f.conns[:i], f.conns[i+1:]...)
+			return
+		}
+	}
+}
+
+func (f *fsm) dropAll(why *message.Error) {
+	for len(f.conns) > 0 {
+		f.drop(f.conns[0], why)
+	}
+}
+
+// note records why there is no session.
+func (f *fsm) note(err error) {
+	f.s.setStatus(func(s *Status) { s.LastError = words(err, f.s.cfg) })
+}
+
+// retreat chooses where to go when the last connection of the handshake is gone.
+func (f *fsm) retreat() state {
+	if f.dialing {
+		return connect{}
+	}
+	return active{}
+}

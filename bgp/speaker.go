@@ -1,0 +1,359 @@
+// Package bgp is Maneki's BGP-4 speaker (RFC 4271). Its boundary is three whole sets: the sessions wanted
+// and the prefixes to announce go in through Set, the best paths learnt come out of Best. Sessions are
+// run by bgp/session, paths are chosen by bgp/rib, and what peers are sent is computed by bgp/export once
+// per group of peers with the same policy.
+package bgp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+	"unique"
+
+	"github.com/manekinet/maneki/bgp/export"
+	"github.com/manekinet/maneki/bgp/message"
+	"github.com/manekinet/maneki/bgp/rib"
+	"github.com/manekinet/maneki/bgp/session"
+)
+
+// Defaults of Options.
+const (
+	defaultMaxPrefixes = 100_000
+	defaultMaxPending  = 256
+	defaultDeferral    = 15 * time.Second
+)
+
+// Options are fixed for the life of a Speaker. The zero value is usable.
+type Options struct {
+	// MaxPrefixesPerPeer ends the session of a peer that offers more (Cease, RFC 4486); 0 means 100000.
+	MaxPrefixesPerPeer int
+	// MaxPending bounds the connections in the handshake of all peers together; 0 means 256.
+	MaxPending int
+	// RestartedRecently says that this process takes over from one whose routes the peers may still keep:
+	// until Converged, OPENs carry the R bit and End-of-RIB is held back (RFC 4724 §4.1).
+	RestartedRecently bool
+	// Deferral is the longest time from Run to Converged, for peers that do not come up or do not send
+	// End-of-RIB; 0 means 15 s. It should be less than the restart time announced.
+	Deferral time.Duration
+}
+
+// Speaker is one BGP speaker. All methods may be called from any goroutine.
+type Speaker struct {
+	log     *slog.Logger
+	opt     Options
+	changed chan struct{}
+	joined  sync.WaitGroup // everything Run has to wait for
+
+	mu        sync.Mutex
+	ctx       context.Context // nil until Run
+	stopped   bool
+	cfg       Config
+	known     bool // Set has been called
+	converged bool
+	table     *rib.Table
+	self      *rib.Source
+	peers     map[netip.Addr]*peer
+	own       map[netip.Addr]bool // addresses that are no next hop for others' routes
+	groups    map[export.Policy]*updateGroup
+	listeners map[netip.AddrPort]*listener
+}
+
+// updateGroup is a group with those to wake when it has something to send.
+type updateGroup struct {
+	*export.Group
+	feeds map[*feed]struct{}
+	dirty bool
+}
+
+// New returns a speaker without any configuration. It logs to log.
+func New(log *slog.Logger, opts Options) *Speaker {
+	opts.MaxPrefixesPerPeer = cmp.Or(opts.MaxPrefixesPerPeer, defaultMaxPrefixes)
+	opts.MaxPending = cmp.Or(opts.MaxPending, defaultMaxPending)
+	opts.Deferral = cmp.Or(opts.Deferral, defaultDeferral)
+	return &Speaker{
+		log: log, opt: opts, changed: make(chan struct{}, 1),
+		table: rib.New(), self: &rib.Source{Local: true, Internal: true},
+		peers: make(map[netip.Addr]*peer), own: make(map[netip.Addr]bool),
+		groups: make(map[export.Policy]*updateGroup), listeners: make(map[netip.AddrPort]*listener),
+	}
+}
+
+// Set makes c the wanted state. It may be called at any time, also before Run, and repeatedly with equal
+// values; only differences have an effect. A bad configuration is refused whole. If an address cannot be
+// listened on (syscall.EADDRINUSE, for one) everything else is put in force and the error is returned;
+// the next Set tries again. Set does not wait for sessions.
+func (s *Speaker) Set(c Config) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	c.Listen, c.Peers, c.Announce = slices.Clone(c.Listen), maps.Clone(c.Peers), maps.Clone(c.Announce)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return errors.New("set bgp configuration: the speaker has stopped")
+	}
+	old := s.cfg
+	s.cfg, s.known = c, true
+	s.self.ASN, s.self.ID = c.ASN, c.RouterID
+	errListen := s.setListeners(c.Listen)
+	s.setOwn()
+	s.setAnnounce(old.Announce, c.Announce)
+	s.setPeers(c)
+	s.setPasswords()
+	s.checkConverged()
+	s.wake()
+	return errListen
+}
+
+// Run runs the sessions until ctx is done. It then closes all connections without a NOTIFICATION, so that
+// the neighbours keep our routes for the restart time (RFC 4724), waits for everything it started and
+// returns nil. It can be called once.
+func (s *Speaker) Run(ctx context.Context) error {
+	s.mu.Lock()
+	if s.ctx != nil {
+		s.mu.Unlock()
+		return errors.New("run bgp speaker: it runs already or has stopped")
+	}
+	s.ctx = ctx
+	for _, l := range s.listeners {
+		s.startListener(l)
+	}
+	for _, p := range s.peers {
+		s.startPeer(p)
+	}
+	s.mu.Unlock()
+
+	deferral := time.NewTimer(s.opt.Deferral)
+	defer deferral.Stop()
+	select {
+	case <-deferral.C:
+		s.endDeferral()
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	s.stopped = true
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	s.mu.Unlock()
+	s.joined.Wait()
+	return nil
+}
+
+// Changed is signalled when Best or the state of a peer has changed. It has capacity one: a reader that
+// was busy gets one signal for everything that happened meanwhile.
+func (s *Speaker) Changed() <-chan struct{} { return s.changed }
+
+// Best returns the best paths learnt from peers, without own announcements.
+func (s *Speaker) Best() map[netip.Prefix]Path {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[netip.Prefix]Path, s.table.Len())
+	paths := make(map[rib.Attrs]string)
+	for prefix, p := range s.table.All() {
+		if p.Source.Local {
+			continue
+		}
+		a := p.Attrs.Value()
+		asPath, ok := paths[p.Attrs]
+		if !ok {
+			asPath = a.PathString()
+			paths[p.Attrs] = asPath
+		}
+		out[prefix] = Path{Prefix: prefix, NextHop: a.NextHop, Peer: p.Source.Addr, PeerASN: p.Source.ASN,
+			LocalPref: a.LocalPref, MED: a.MED, ASPath: asPath, Stale: p.Stale}
+	}
+	return out
+}
+
+// Status returns the state of every configured peer, in the order of their addresses.
+func (s *Speaker) Status() []PeerStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]PeerStatus, 0, len(s.peers))
+	for _, p := range s.peers {
+		out = append(out, p.status())
+	}
+	slices.SortFunc(out, func(a, b PeerStatus) int { return a.Peer.Addr.Compare(b.Peer.Addr) })
+	return out
+}
+
+// Converged reports whether the picture after a start is complete (RFC 4724 §4.1): every configured peer
+// has sent End-of-RIB for the families of its session or is itself restarting, or Options.Deferral has
+// passed since Run. Once true it stays true. Until then routes left in the kernel by an earlier process
+// must not be taken away.
+func (s *Speaker) Converged() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.converged
+}
+
+// checkConverged looks whether the last peer waited for has become complete.
+func (s *Speaker) checkConverged() {
+	if s.converged || !s.known || s.ctx == nil {
+		return
+	}
+	for _, p := range s.peers {
+		if !p.complete() {
+			return
+		}
+	}
+	s.setConverged("every peer sent its routes")
+}
+
+func (s *Speaker) setConverged(why string) {
+	s.converged = true
+	s.log.Info("bgp converged", "reason", why, "peers", len(s.peers), "routes", s.table.Len())
+	for _, g := range s.groups {
+		g.dirty = true // the End-of-RIB held back until now can go
+	}
+	s.wake()
+	s.notify()
+}
+
+func (s *Speaker) endDeferral() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.converged {
+		return
+	}
+	var missing []string
+	for _, p := range s.peers {
+		if !p.complete() {
+			missing = append(missing, p.cfg.String())
+		}
+	}
+	slices.Sort(missing)
+	s.setConverged(fmt.Sprintf("deferral time is over without %v", missing))
+}
+
+// restarting is whether OPENs carry the R bit and End-of-RIB is held back.
+func (s *Speaker) restarting() bool { return s.opt.RestartedRecently && !s.converged }
+
+func (s *Speaker) notify() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// setOwn recomputes the own addresses and repeats the import checks if they have changed.
+func (s *Speaker) setOwn() {
+	own := make(map[netip.Addr]bool)
+	for _, l := range s.cfg.Listen {
+		own[l.Addr()] = true
+	}
+	for _, p := range s.peers {
+		own[p.local] = true
+	}
+	for _, p := range s.cfg.Peers {
+		own[p.Local] = true
+	}
+	delete(own, netip.Addr{})
+	if maps.Equal(own, s.own) {
+		return
+	}
+	s.own = own
+	for _, p := range s.peers {
+		s.bestChanged(s.table.Update(p.source, func(prefix netip.Prefix, path rib.Path) rib.Path {
+			path.Barred = s.barred(p, prefix, path.Attrs.Value())
+			return path
+		})...)
+	}
+}
+
+func (s *Speaker) setAnnounce(old, want map[netip.Prefix]Announcement) {
+	for prefix, a := range want {
+		if was, ok := old[prefix]; ok && was == a {
+			continue
+		}
+		if s.table.Put(prefix, rib.Path{Source: s.self, Attrs: unique.Make(a.attrs())}) {
+			s.bestChanged(prefix)
+		}
+	}
+	for prefix := range old {
+		if _, ok := want[prefix]; !ok && s.table.Drop(prefix, s.self) {
+			s.bestChanged(prefix)
+		}
+	}
+}
+
+func (s *Speaker) setPeers(c Config) {
+	for addr, p := range s.peers {
+		if _, ok := c.Peers[addr]; !ok {
+			s.stopPeer(p, message.Deconfigured())
+		}
+	}
+	for addr, want := range c.Peers {
+		next := c.session(want)
+		if p := s.peers[addr]; p != nil {
+			if !p.session.Config().NeedsReset(next) {
+				p.cfg = want
+				p.session.Reconfigure(next)
+				continue
+			}
+			s.stopPeer(p, message.ConfigChanged())
+		}
+		s.addPeer(want, next)
+	}
+}
+
+func (s *Speaker) addPeer(cfg Peer, sc session.Config) {
+	p := &peer{speaker: s, cfg: cfg, source: &rib.Source{Addr: cfg.Addr, ASN: cfg.ASN, Internal: sc.Internal()}}
+	p.session = session.New(session.Options{Config: sc, Handler: p, Restarting: p.restarting, Log: s.log})
+	s.peers[cfg.Addr] = p
+	if s.ctx != nil {
+		s.startPeer(p)
+	}
+}
+
+func (s *Speaker) startPeer(p *peer) {
+	ctx := s.ctx
+	s.joined.Go(func() { p.session.Run(ctx) })
+}
+
+// stopPeer forgets a peer and its routes at once; its session ends in the background.
+func (s *Speaker) stopPeer(p *peer, why *message.Error) {
+	p.gone = true
+	delete(s.peers, p.cfg.Addr)
+	p.leaveGroup()
+	s.bestChanged(s.table.Sweep(p.source, func(netip.Prefix, rib.Path) bool { return true })...)
+	p.session.Stop(why)
+	s.notify()
+}
+
+// bestChanged passes changes of best paths on to the update groups and to the reader of Best.
+func (s *Speaker) bestChanged(prefixes ...netip.Prefix) {
+	for _, prefix := range prefixes {
+		best, ok := s.table.Best(prefix)
+		for _, g := range s.groups {
+			if g.Change(prefix, best, ok) {
+				g.dirty = true
+			}
+		}
+	}
+	if len(prefixes) > 0 {
+		s.notify()
+	}
+}
+
+// wake tells the members of groups that have something new.
+func (s *Speaker) wake() {
+	for _, g := range s.groups {
+		if !g.dirty {
+			continue
+		}
+		g.dirty = false
+		for f := range g.feeds {
+			f.signal()
+		}
+	}
+}
