@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -15,13 +17,14 @@ import (
 // buildUnderlay makes the bridges and plugs routers and hosts in. Every link
 // is made in the switch's namespace with its far end already in the member's,
 // so nothing passes through the root namespace.
-func (l *Lab) buildUnderlay(context.Context) error {
+func (l *Lab) buildUnderlay(ctx context.Context) error {
 	switches := map[string]*netlink.Handle{}
 	defer func() {
 		for _, h := range switches {
 			h.Close()
 		}
 	}()
+	index := firstPortIndex
 	for _, sw := range l.plan.Switches {
 		h, err := l.netlinkAt(sw.Subnet)
 		if err != nil {
@@ -36,12 +39,47 @@ func (l *Lab) buildUnderlay(context.Context) error {
 	for _, nodes := range [][]NodePlan{l.plan.Routers, l.plan.Hosts} {
 		for _, n := range nodes {
 			l.cfg.Step("link " + n.Name)
-			if err := l.plugIn(n, switches); err != nil {
+			if err := l.plugIn(n, switches, index); err != nil {
 				return fmt.Errorf("plug in %s: %w", n.Name, err)
 			}
+			index += len(n.Ports)
+		}
+	}
+	for name, h := range switches {
+		if err := waitForwarding(ctx, h); err != nil {
+			return fmt.Errorf("build switch %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// firstPortIndex is where interface indexes of switch ports start. A veth whose
+// two ends happen to have the same index looks to the kernel like a device
+// without a peer, and it then reports the carrier only once a second
+// (linkwatch_urgent_event): the port would drop everything that long.
+const firstPortIndex = 1000
+
+// waitForwarding waits until every port of a switch has its carrier.
+func waitForwarding(ctx context.Context, h *netlink.Handle) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		links, err := h.LinkList()
+		if err != nil {
+			return fmt.Errorf("list ports: %w", err)
+		}
+		i := slices.IndexFunc(links, func(l netlink.Link) bool {
+			return l.Attrs().MasterIndex != 0 && l.Attrs().OperState != netlink.OperUp
+		})
+		if i < 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the carrier of port %s: %w", links[i].Attrs().Name, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // netlinkAt opens a netlink socket in a member's network namespace.
@@ -76,7 +114,8 @@ func buildSwitch(h *netlink.Handle, sw SwitchPlan) error {
 	return h.LinkSetUp(bridge)
 }
 
-func (l *Lab) plugIn(n NodePlan, switches map[string]*netlink.Handle) error {
+// plugIn connects all ports of a node; index is free for the first switch port.
+func (l *Lab) plugIn(n NodePlan, switches map[string]*netlink.Handle, index int) error {
 	p, err := l.pause(n.Name)
 	if err != nil {
 		return err
@@ -91,8 +130,10 @@ func (l *Lab) plugIn(n NodePlan, switches map[string]*netlink.Handle) error {
 		return err
 	}
 	defer h.Close()
-	for _, port := range n.Ports {
-		if err := connect(switches[port.Subnet], h, inside, n.Name, port); err != nil {
+	for i, port := range n.Ports {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.Index = n.Name, port.MTU, index+i
+		if err := connect(switches[port.Subnet], h, inside, attrs, port); err != nil {
 			return fmt.Errorf("%s: %w", port.Device, err)
 		}
 	}
@@ -104,10 +145,8 @@ func (l *Lab) plugIn(n NodePlan, switches map[string]*netlink.Handle) error {
 	return nil
 }
 
-// connect makes one veth pair: port NAME on the switch, port.Device inside.
-func connect(sw, in *netlink.Handle, inside netns.NsHandle, name string, port Port) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = name, port.MTU
+// connect makes one veth pair: attrs on the switch, port.Device inside.
+func connect(sw, in *netlink.Handle, inside netns.NsHandle, attrs netlink.LinkAttrs, port Port) error {
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: port.Device, PeerMTU: uint32(port.MTU),
 		PeerHardwareAddr: port.MAC, PeerNamespace: netlink.NsFd(inside),
@@ -119,7 +158,7 @@ func connect(sw, in *netlink.Handle, inside netns.NsHandle, name string, port Po
 	if err != nil {
 		return err
 	}
-	end, err := sw.LinkByName(name)
+	end, err := sw.LinkByName(attrs.Name)
 	if err != nil {
 		return err
 	}
