@@ -5,7 +5,8 @@
 // The grammar, the meaning of an absent label, the canonical text and the
 // unique ID are those of spec/calico.md §5.3, so that an ID computed here is
 // the ID that Calico computes. Pure: no I/O, no state; a Selector never
-// changes and may be used by any number of goroutines.
+// changes and may be used by any number of goroutines. One difference: !(!x)
+// becomes x, as !!x does everywhere, so that the canonical text is a fixed point.
 //
 //	selector = "" | or                           (empty or blank is all())
 //	or       = and { "||" and }
