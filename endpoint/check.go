@@ -68,9 +68,9 @@ func (m *Manager) check(ctx context.Context, id ID, netns *os.File, want []netip
 
 // checkAssigned compares with IPAM.
 func (m *Manager) checkAssigned(ctx context.Context, id ID, have []netip.Prefix) error {
-	assigned, err := m.IPAM.ByHandle(ctx, id.handle())
+	assigned, err := m.IPAM.Client().ByHandle(ctx, id.handle())
 	if err == nil && len(assigned) == 0 && id.handle() != id.firstHandle() {
-		assigned, err = m.IPAM.ByHandle(ctx, id.firstHandle())
+		assigned, err = m.IPAM.Client().ByHandle(ctx, id.firstHandle())
 	}
 	if err != nil {
 		return err

@@ -159,7 +159,7 @@ func (m *Manager) isOf(ctx context.Context, w *api.WorkloadEndpoint, network str
 	if w.Spec.Orchestrator != OrchestratorCNI && w.Spec.Orchestrator != OrchestratorK8s {
 		return false, nil
 	}
-	addrs, err := m.IPAM.ByHandle(ctx, idOf(w, network).firstHandle())
+	addrs, err := m.IPAM.Client().ByHandle(ctx, idOf(w, network).firstHandle())
 	return len(addrs) > 0, err
 }
 

@@ -23,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -54,18 +53,10 @@ type Sink interface {
 	Remove(ctx context.Context, namespace, name string) error
 }
 
-// Addresses is the part of IPAM that attachments need.
-type Addresses interface {
-	AutoAssign(ctx context.Context, r ipam.Request) ([]ipam.Assignment, error)
-	AssignIP(ctx context.Context, r ipam.AssignRequest) (ipam.Assignment, error)
-	ReleaseByHandle(ctx context.Context, handle string) ([]netip.Addr, error)
-	ByHandle(ctx context.Context, handle string) ([]netip.Addr, error)
-}
-
 // Config is what a Manager is made of. Store, IPAM, Sink, Node, StateDir and Log must be set.
 type Config struct {
 	Store      datastore.Store
-	IPAM       Addresses
+	IPAM       *ipam.Host // of Node
 	Sink       Sink
 	Node       string
 	NodeLabels func() map[string]string // for the pools' nodeSelector; nil: none
