@@ -142,7 +142,8 @@ func (a *Applier) interpret(m syscall.NetlinkMessage) []Event {
 }
 
 // routeMatters reports whether a route message says something new about our routes. The kernel sends messages about
-// our own writes as well; by then held has them, because mu is held over the write.
+// our own writes as well; by then held has them, because mu is held over the write. Of two writes to one key in quick
+// succession the first looks like a change by somebody else, which costs a listing and no more.
 func (a *Applier) routeMatters(data []byte, deleted bool) bool {
 	r, err := parseRoute(data)
 	if err != nil {
