@@ -32,6 +32,9 @@ func (l *Lab) agentArgs(h Host) []string {
 	if l.runsEmbedded(h.Name) {
 		args = append(args, fmt.Sprintf("--etcd-listen=http://%s:%d", address, etcdPort))
 	}
+	for _, k := range slices.Sorted(maps.Keys(h.Labels)) {
+		args = append(args, "--label", k+"="+h.Labels[k])
+	}
 	return append(args, h.Args...)
 }
 
@@ -91,10 +94,7 @@ func (l *Lab) finishAgent(ctx context.Context, h Host, p Process) error {
 	if err := l.installCNI(ctx, h.Name); err != nil {
 		return err
 	}
-	if err := l.waitReady(ctx, h.Name, p); err != nil {
-		return err
-	}
-	return l.labelNode(ctx, h)
+	return l.waitReady(ctx, h.Name, p)
 }
 
 // StartAgent starts the agent of a host and waits until it is ready.

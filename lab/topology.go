@@ -153,10 +153,17 @@ func oneLine(err error) string {
 func typeError(err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		return fmt.Errorf("topology: field %s: a %s is not allowed here, want %s",
-			wrong.Field, wrong.Value, typeName(wrong.Type))
+		return fmt.Errorf("topology: field %s: %s is not allowed here, want %s",
+			wrong.Field, article(wrong.Value), typeName(wrong.Type))
 	}
 	return fmt.Errorf("parse topology: %s", oneLine(err))
+}
+
+func article(noun string) string {
+	if strings.ContainsAny(noun[:1], "aeiou") {
+		return "an " + noun
+	}
+	return "a " + noun
 }
 
 func typeName(t reflect.Type) string {
@@ -180,7 +187,7 @@ func checkFields(raw []byte) error {
 		return err
 	}
 	if etcd, ok := top["etcd"]; ok {
-		if _, err := fieldsOf[Etcd]("etcd", etcd); err != nil {
+		if _, err := fieldsOf[Etcd]("etcd.", etcd); err != nil {
 			return err
 		}
 	}
@@ -469,13 +476,13 @@ func (t Topology) checkContainer(i int, c Container) error {
 			return fmt.Errorf("topology: field %s: agent of host %q is %s, so nothing can be attached there yet", at("host"), c.Host, AgentManual)
 		}
 	}
-	return c.check(at("namespace"), "topology: field "+at("labels"))
+	return c.check("topology: field "+at("namespace"), "topology: field "+at("labels"))
 }
 
 // check covers what `lab run` and a lab file have in common.
 func (c Container) check(nsField, labelField string) error {
 	if c.Namespace != "" && (len(c.Namespace) > 63 || !namePattern.MatchString(c.Namespace)) {
-		return fmt.Errorf("field %s: %q is not allowed, want up to 63 of a-z, 0-9 and - (not at the ends)", nsField, c.Namespace)
+		return fmt.Errorf("%s: %q is not allowed, want up to 63 of a-z, 0-9 and - (not at the ends)", nsField, c.Namespace)
 	}
 	return CheckLabels(labelField, c.Labels)
 }

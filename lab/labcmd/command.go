@@ -55,10 +55,10 @@ real agent on each of them. Nothing outside the lab is touched.
 	return cmd
 }
 
-// classify gives a command's errors their exit code, and wrong arguments the
-// code for usage.
+// classify gives a command's errors their exit code, and ends it in an orderly
+// way on ^C.
 func classify(cmd *cobra.Command) {
-	run, check := cmd.RunE, cmd.Args
+	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if cmd.Name() != "pause" { // which handles its signals itself
 			ctx, stop := interruptible(cmd.Context())
@@ -67,15 +67,6 @@ func classify(cmd *cobra.Command) {
 		}
 		return withCode(run(cmd, args))
 	}
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return exit.New(exit.Usage, "", fmt.Errorf("%s: %w (usage: %s)", cmd.CommandPath(), err, cmd.UseLine()))
-		}
-		return nil
-	}
-	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return exit.New(exit.Usage, "", fmt.Errorf("%s: %w", cmd.CommandPath(), err))
-	})
 }
 
 func withCode(err error) error {

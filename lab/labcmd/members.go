@@ -102,7 +102,7 @@ func newRun(o *options) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label KEY=VALUE of the workload; may be repeated")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE of the workload; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of the workload (default \"default\")")
 	return cmd
 }

@@ -2,14 +2,17 @@ package labcmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/ctl/exit"
@@ -45,45 +48,72 @@ func (s *seconds) Set(text string) error {
 	return nil
 }
 
+// newPing reads its flags itself: its -c means a count, as everywhere, while
+// the program's own -c names a file.
 func newPing() *cobra.Command {
-	o := nettool.PingOptions{}
-	interval, wait := seconds(time.Second), seconds(time.Second)
-	var source string
-	cmd := &cobra.Command{
-		Use:   "ping ADDRESS",
-		Short: "Send ICMP echo requests; works without any package installed",
-		Args:  cobra.ExactArgs(1),
+	p := &pingFlags{interval: seconds(time.Second), wait: seconds(time.Second)}
+	set := p.flagSet()
+	return &cobra.Command{
+		Use:                "ping [-c N] [-i INTERVAL] [-W WAIT] [-s SIZE] [-q] [-I SOURCE] [--df] ADDRESS",
+		Short:              "Send ICMP echo requests; works without any package installed",
+		Long:               "Send ICMP echo requests; works without any package installed.\n\nFlags:\n" + strings.TrimRight(set.FlagUsages(), "\n"),
+		DisableFlagParsing: true,
+		Args:               cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			dst, err := nettool.ParseTarget(ctx, args[0])
+			err := set.Parse(args)
+			if errors.Is(err, pflag.ErrHelp) {
+				return cmd.Help()
+			}
+			if err == nil && set.NArg() != 1 {
+				err = fmt.Errorf("want one address, got %d", set.NArg())
+			}
 			if err != nil {
-				return exit.New(exit.Usage, "", err)
+				return exit.New(exit.Usage, "see 'maneki lab ping --help'", fmt.Errorf("ping: %w", err))
 			}
-			if source != "" {
-				if o.Source, err = netip.ParseAddr(source); err != nil {
-					return exit.New(exit.Usage, "", fmt.Errorf("source %q is not an IP address", source))
-				}
-			}
-			o.Interval, o.Wait = time.Duration(interval), time.Duration(wait)
-			if err := o.Check(); err != nil {
-				return exit.New(exit.Usage, "", err)
-			}
-			res, err := nettool.Ping(ctx, cmd.OutOrStdout(), dst, o)
-			if err == nil && res.Received == 0 {
-				return fmt.Errorf("no answer from %s", dst)
-			}
-			return err
+			return p.run(cmd, set.Arg(0))
 		},
 	}
-	f := cmd.Flags()
-	f.IntVarP(&o.Count, "count", "c", 0, "packets to send, 0 for no end")
-	f.VarP(&interval, "interval", "i", "time between packets")
-	f.VarP(&wait, "wait", "W", "time to wait for the last answers")
-	f.IntVarP(&o.Size, "size", "s", 56, "data bytes in a packet")
-	f.BoolVarP(&o.Quiet, "quiet", "q", false, "print only the summary")
-	f.BoolVar(&o.DontFragment, "df", false, "do not fragment")
-	f.StringVarP(&source, "source", "I", "", "source address")
-	return cmd
+}
+
+// pingFlags are the flags of ping.
+type pingFlags struct {
+	nettool.PingOptions
+	interval, wait seconds
+	source         string
+}
+
+func (p *pingFlags) flagSet() *pflag.FlagSet {
+	f := pflag.NewFlagSet("ping", pflag.ContinueOnError)
+	f.Usage = func() {}
+	f.IntVarP(&p.Count, "count", "c", 0, "packets to send, 0 for no end")
+	f.VarP(&p.interval, "interval", "i", "time between packets")
+	f.VarP(&p.wait, "wait", "W", "time to wait for the last answers")
+	f.IntVarP(&p.Size, "size", "s", 56, "data bytes in a packet")
+	f.BoolVarP(&p.Quiet, "quiet", "q", false, "print only the summary")
+	f.BoolVar(&p.DontFragment, "df", false, "do not fragment")
+	f.StringVarP(&p.source, "source", "I", "", "source address")
+	return f
+}
+
+func (p *pingFlags) run(cmd *cobra.Command, target string) error {
+	dst, err := nettool.ParseTarget(target)
+	if err != nil {
+		return exit.New(exit.Usage, "", err)
+	}
+	if p.source != "" {
+		if p.Source, err = netip.ParseAddr(p.source); err != nil {
+			return exit.New(exit.Usage, "", fmt.Errorf("source %q is not an IP address", p.source))
+		}
+	}
+	p.Interval, p.Wait = time.Duration(p.interval), time.Duration(p.wait)
+	if err := p.Check(); err != nil {
+		return exit.New(exit.Usage, "", err)
+	}
+	res, err := nettool.Ping(cmd.Context(), cmd.OutOrStdout(), dst, p.PingOptions)
+	if err == nil && res.Received == 0 {
+		return fmt.Errorf("no answer from %s", dst)
+	}
+	return err
 }
 
 func newListen() *cobra.Command {
