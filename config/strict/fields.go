@@ -2,6 +2,7 @@ package strict
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"sort"
 	"strconv"
@@ -11,45 +12,72 @@ import (
 // maxDepth bounds the walk; no resource is a tenth as deep.
 const maxDepth = 100
 
-// unknown is a field of a document that its type does not have.
-type unknown struct {
-	steps   []string // path from the top; list indices as "[3]"
-	known   []string // fields the type has, sorted
-	nearest string   // the one that was probably meant, or ""
+// fieldError is a field of a document that its type does not have or cannot read.
+type fieldError struct {
+	steps  []string // path from the top; list indices as "[3]"
+	reason string
 }
 
-func (u unknown) path() string { return strings.ReplaceAll(strings.Join(u.steps, "."), ".[", "[") }
+func joinPath(steps []string) string { return strings.ReplaceAll(strings.Join(steps, "."), ".[", "[") }
+
+func unknownName(steps []string, known []string) *fieldError {
+	name := steps[len(steps)-1]
+	reason := "unknown field " + strconv.Quote(joinPath(steps))
+	if n := nearest(name, known); n != "" {
+		reason += ", did you mean " + strconv.Quote(n) + "?"
+	} else {
+		reason += " (known here: " + strings.Join(known, ", ") + ")"
+	}
+	return &fieldError{steps: steps, reason: reason}
+}
 
 var (
 	unmarshaler = reflect.TypeFor[json.Unmarshaler]()
 	rawMessage  = reflect.TypeFor[json.RawMessage]()
 )
 
-// unknownField finds the first field of raw that t has no place for, in the
-// order of sorted names. encoding/json would accept fields in the wrong case and
-// tell neither the path nor the line.
-func unknownField(raw json.RawMessage, t reflect.Type, at []string, depth int) (unknown, bool) {
-	for t.Kind() == reflect.Pointer && !t.Implements(unmarshaler) {
+// checkFields finds the first field of raw that t has no place for, or whose own
+// type refuses its text, in the order of sorted names; nil when there is none.
+// encoding/json would accept fields in the wrong case and tell neither the path
+// nor the line.
+func checkFields(raw json.RawMessage, t reflect.Type, at []string, depth int) *fieldError {
+	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if depth > maxDepth || t == rawMessage || t.Implements(unmarshaler) || reflect.PointerTo(t).Implements(unmarshaler) {
-		return unknown{}, false
+	if depth > maxDepth || t == rawMessage {
+		return nil
+	}
+	if reflect.PointerTo(t).Implements(unmarshaler) {
+		return checkScalar(raw, t, at)
 	}
 	switch t.Kind() {
 	case reflect.Struct:
-		return unknownInStruct(raw, t, at, depth)
+		return checkStruct(raw, t, at, depth)
 	case reflect.Map:
-		return unknownInMap(raw, t.Elem(), at, depth)
+		return checkMap(raw, t.Elem(), at, depth)
 	case reflect.Slice, reflect.Array:
-		return unknownInList(raw, t.Elem(), at, depth)
+		return checkList(raw, t.Elem(), at, depth)
 	}
-	return unknown{}, false
+	return nil
 }
 
-func unknownInStruct(raw json.RawMessage, t reflect.Type, at []string, depth int) (unknown, bool) {
+// checkScalar tries a type that reads its own JSON; its error has no path yet.
+func checkScalar(raw json.RawMessage, t reflect.Type, at []string) *fieldError {
+	err := json.Unmarshal(raw, reflect.New(t).Interface())
+	if err == nil || len(at) == 0 {
+		return nil
+	}
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return nil
+	}
+	return &fieldError{steps: at, reason: "field " + strconv.Quote(joinPath(at)) + " is " + string(raw) + ": " + strings.TrimPrefix(err.Error(), "json: ")}
+}
+
+func checkStruct(raw json.RawMessage, t reflect.Type, at []string, depth int) *fieldError {
 	var object map[string]json.RawMessage
 	if json.Unmarshal(raw, &object) != nil {
-		return unknown{}, false // of the wrong type: json.Unmarshal reports it
+		return nil // of the wrong type: json.Unmarshal reports it
 	}
 	fields := make(map[string]reflect.Type)
 	collectFields(t, fields)
@@ -57,41 +85,40 @@ func unknownInStruct(raw json.RawMessage, t reflect.Type, at []string, depth int
 		here := append(at[:len(at):len(at)], name)
 		ft, ok := fields[name]
 		if !ok {
-			known := sortedKeys(fields)
-			return unknown{steps: here, known: known, nearest: nearest(name, known)}, true
+			return unknownName(here, sortedKeys(fields))
 		}
-		if bad, found := unknownField(object[name], ft, here, depth+1); found {
-			return bad, true
+		if bad := checkFields(object[name], ft, here, depth+1); bad != nil {
+			return bad
 		}
 	}
-	return unknown{}, false
+	return nil
 }
 
-func unknownInMap(raw json.RawMessage, elem reflect.Type, at []string, depth int) (unknown, bool) {
+func checkMap(raw json.RawMessage, elem reflect.Type, at []string, depth int) *fieldError {
 	var object map[string]json.RawMessage
 	if json.Unmarshal(raw, &object) != nil {
-		return unknown{}, false
+		return nil
 	}
 	for _, name := range sortedKeys(object) {
-		if bad, found := unknownField(object[name], elem, append(at[:len(at):len(at)], name), depth+1); found {
-			return bad, true
+		if bad := checkFields(object[name], elem, append(at[:len(at):len(at)], name), depth+1); bad != nil {
+			return bad
 		}
 	}
-	return unknown{}, false
+	return nil
 }
 
-func unknownInList(raw json.RawMessage, elem reflect.Type, at []string, depth int) (unknown, bool) {
+func checkList(raw json.RawMessage, elem reflect.Type, at []string, depth int) *fieldError {
 	var list []json.RawMessage
 	if json.Unmarshal(raw, &list) != nil {
-		return unknown{}, false
+		return nil
 	}
 	for i, item := range list {
 		here := append(at[:len(at):len(at)], "["+strconv.Itoa(i)+"]")
-		if bad, found := unknownField(item, elem, here, depth+1); found {
-			return bad, true
+		if bad := checkFields(item, elem, here, depth+1); bad != nil {
+			return bad
 		}
 	}
-	return unknown{}, false
+	return nil
 }
 
 // collectFields gathers the JSON names of t's fields, those of untagged embedded

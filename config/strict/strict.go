@@ -110,14 +110,8 @@ func Decode[T any](d Document, into T) error {
 // DecodeJSON is Decode for a part of the document that is JSON already; d says
 // where to look for the lines of errors.
 func DecodeJSON[T any](d Document, raw json.RawMessage, into T) error {
-	if bad, ok := unknownField(raw, reflect.TypeOf(into), nil, 0); ok {
-		reason := fmt.Sprintf("unknown field %q", bad.path())
-		if bad.nearest != "" {
-			reason += fmt.Sprintf(", did you mean %q?", bad.nearest)
-		} else {
-			reason += " (known here: " + strings.Join(bad.known, ", ") + ")"
-		}
-		return &Error{Source: d.Source, Line: d.lineOf(bad.steps), Path: bad.path(), Reason: reason}
+	if bad := checkFields(raw, reflect.TypeOf(into), nil, 0); bad != nil {
+		return &Error{Source: d.Source, Line: d.LineOf(bad.steps), Path: joinPath(bad.steps), Reason: bad.reason}
 	}
 	err := json.Unmarshal(raw, into)
 	if err == nil {
@@ -125,11 +119,11 @@ func DecodeJSON[T any](d Document, raw json.RawMessage, into T) error {
 	}
 	var mismatch *json.UnmarshalTypeError
 	if errors.As(err, &mismatch) {
-		reason := fmt.Sprintf("field %q is a %s, it must be %s", mismatch.Field, mismatch.Value, typeWords(mismatch.Type))
+		reason := fmt.Sprintf("field %q is of type %s, it must be %s", mismatch.Field, mismatch.Value, typeWords(mismatch.Type))
 		if mismatch.Field == "" {
-			reason = fmt.Sprintf("the document is a %s, it must be %s", mismatch.Value, typeWords(mismatch.Type))
+			reason = fmt.Sprintf("the document is of type %s, it must be %s", mismatch.Value, typeWords(mismatch.Type))
 		}
-		return &Error{Source: d.Source, Line: d.lineOf(strings.Split(mismatch.Field, ".")), Path: mismatch.Field, Reason: reason}
+		return &Error{Source: d.Source, Line: d.LineOf(strings.Split(mismatch.Field, ".")), Path: mismatch.Field, Reason: reason}
 	}
 	return &Error{Source: d.Source, Line: d.Line, Reason: strings.TrimPrefix(err.Error(), "json: ")}
 }
@@ -181,14 +175,15 @@ func (d Document) syntaxError(err error) error {
 	return e
 }
 
-// lineOf finds the line of a field by looking for each step of its path after
+// LineOf finds the line of a field by looking for each step of its path after
 // the one before. It is exact unless a key of the path also occurs as a key on
 // the way to it.
-func (d Document) lineOf(steps []string) int {
+func (d Document) LineOf(steps []string) int {
 	lines := strings.Split(string(d.Text), "\n")
 	at := 0
 	for _, step := range steps {
-		if step == "" || step[0] == '[' {
+		step, _, _ = strings.Cut(step, "[") // a list's index says nothing about its lines
+		if step == "" {
 			continue
 		}
 		found := -1

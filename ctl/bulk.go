@@ -1,0 +1,174 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/resource"
+)
+
+// verb is one of the verbs that work on a list of resources.
+type verb struct {
+	name string // "apply"
+	past string // "applied"
+	// stops says that the first failure ends the work (calicoctl's replace);
+	// the other verbs go on with the next resource.
+	stops bool
+	do    func(ctx context.Context, c *resource.Client, i item) error
+}
+
+// tally counts what a verb did.
+type tally struct {
+	verb  verb
+	kind  string // the kind, if there is only one
+	total int
+	done  int
+	errs  []error // described
+}
+
+// write reads the input, validates all of it, then lets the verb work on one
+// resource after the other and reports as calicoctl does.
+func (a *app) write(ctx context.Context, in *inputFlags, v verb) error {
+	items, err := in.read(a.Stdin)
+	if err != nil {
+		return err
+	}
+	if len(items) == 0 {
+		fmt.Fprintln(a.Stdout, errNoResources)
+		return nil
+	}
+	if err := a.checkAll(v.name, items); err != nil {
+		return err
+	}
+	store, log, err := a.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	client := resource.New(store, log)
+	if err := a.checkPools(ctx, client, v.name, items); err != nil {
+		return err
+	}
+	// As calicoctl: a user who may not write the cluster's own objects may still
+	// write his.
+	if _, err := client.EnsureInitialized(ctx, "", ""); err != nil {
+		log.Info("initialize datastore", "err", err)
+	}
+	return a.run(ctx, client, items, v)
+}
+
+// run lets the verb work and reports.
+func (a *app) run(ctx context.Context, client *resource.Client, items []item, v verb) error {
+	t := tally{verb: v, kind: singleKind(items), total: len(items)}
+	for _, i := range items {
+		err := v.do(ctx, client, i)
+		if err == nil {
+			t.done++
+			continue
+		}
+		t.errs = append(t.errs, a.describe(v.name, i.id(), err))
+		if v.stops || errors.Is(err, datastore.ErrUnavailable) || ctx.Err() != nil {
+			break
+		}
+	}
+	return a.report(t)
+}
+
+func singleKind(items []item) string {
+	kind := ""
+	for _, i := range items {
+		if kind != "" && kind != i.kind.Name {
+			return ""
+		}
+		kind = i.kind.Name
+	}
+	return kind
+}
+
+// report prints the result lines of spec/calico.md §7.
+func (a *app) report(t tally) error {
+	of := "resources"
+	if t.kind != "" {
+		of = "'" + t.kind + "' resources"
+	}
+	if len(t.errs) == 0 {
+		fmt.Fprintf(a.Stdout, "Successfully %s %d %s(s)\n", t.verb.past, t.done, strings.TrimSuffix(of, "s"))
+		return nil
+	}
+	var err error
+	switch {
+	case t.done > 0:
+		fmt.Fprintf(a.Stdout, "Partial success: %s the first %d out of %d %s:\n", t.verb.past, t.done, t.total, of)
+		err = fmt.Errorf("hit error: %s", bracketed(t.errs))
+	case t.total == 1:
+		err = fmt.Errorf("failed to %s %s: %s", t.verb.name, strings.TrimSuffix(of, "s"), bracketed(t.errs))
+	default:
+		err = fmt.Errorf("failed to %s any %s: %s", t.verb.name, of, bracketed(t.errs))
+	}
+	return exit.New(exit.Code(ExitCode(t.errs[0])), remedyOf(t.errs[0]), err)
+}
+
+// checkAll finds what is wrong with the resources before anything is written.
+func (a *app) checkAll(verb string, items []item) error {
+	var errs []error
+	seen := make(map[string]string)
+	for _, i := range items {
+		if err := checkOne(verb, i); err != nil {
+			errs = append(errs, locate(err, i, len(items)))
+		}
+		if first, ok := seen[i.id()]; ok {
+			errs = append(errs, fmt.Errorf("%s: %s is there twice, first at %s", i.where, i.id(), first))
+		}
+		seen[i.id()] = i.where
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return refuse(verb, items, errs)
+}
+
+// refuse reports resources of which none was written.
+func refuse(verb string, items []item, errs []error) error {
+	of := "resources"
+	if kind := singleKind(items); kind != "" {
+		of = "'" + kind + "' resources"
+	}
+	if len(items) == 1 {
+		return exit.New(exit.Input, "", fmt.Errorf("failed to %s %s: %s", verb, strings.TrimSuffix(of, "s"), bracketed(errs)))
+	}
+	return exit.New(exit.Input, "nothing was changed", fmt.Errorf("failed to %s any %s: %s", verb, of, bracketed(errs)))
+}
+
+// locate adds file, line and name where there is more than one resource.
+func locate(err error, i item, total int) error {
+	if total == 1 {
+		return err
+	}
+	return fmt.Errorf("%s: %s: %w", i.where, i.id(), err)
+}
+
+func checkOne(verb string, i item) error {
+	m := i.object.Meta()
+	var wrong api.FieldErrors
+	switch {
+	case m.GenerateName != "":
+		wrong.Add("Metadata.GenerateName", m.GenerateName, "generated names are not supported, set name")
+	case m.Name == "":
+		wrong.Add("Metadata.Name", "", "name is missing")
+	case verb == "create" && m.ResourceVersion != "":
+		wrong.Add("Metadata.ResourceVersion", m.ResourceVersion, "field must not be set for a Create request, remove it or use apply")
+	}
+	if err := wrong.Err(); err != nil {
+		return err
+	}
+	if i.kind.Name == "ClusterInformation" {
+		return &resource.Error{Class: resource.ErrUnsupported, Operation: verb, Kind: i.kind.Name, Name: i.kind.Name, Reason: "resource is readonly"}
+	}
+	i.object.Default()
+	return i.object.Validate()
+}

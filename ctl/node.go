@@ -1,0 +1,140 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/manekinet/maneki/agentapi"
+	"github.com/manekinet/maneki/ctl/exit"
+)
+
+func (a *app) nodeCommand() *cobra.Command {
+	c := &cobra.Command{Use: "node", Short: "Run and inspect this host's agent"}
+	group(c)
+	c.AddCommand(a.nodeStatusCommand())
+	c.AddCommand(a.NodeCommands...)
+	return c
+}
+
+func (a *app) nodeStatusCommand() *cobra.Command {
+	var socket, output string
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Print the state of this host's agent and its BGP sessions",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if output != "" && output != "json" {
+				return exit.New(exit.Usage, "use -o json, or leave it out", fmt.Errorf("unrecognized output format '%s'", output))
+			}
+			return a.nodeStatus(c.Context(), socket, output == "json")
+		},
+	}
+	c.Flags().StringVar(&socket, "socket", agentapi.DefaultSocket, "where the agent listens")
+	c.Flags().StringVarP(&output, "output", "o", "", "json for the whole status document")
+	return c
+}
+
+func (a *app) nodeStatus(ctx context.Context, socket string, asJSON bool) error {
+	s, err := a.Status(ctx, socket)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return exit.New(exit.Denied, "run the command as root", fmt.Errorf("socket %s: permission denied", socket))
+	case errors.Is(err, agentapi.ErrNotRunning):
+		text := "Calico process is not running."
+		if !a.compatible() {
+			text += fmt.Sprintf(" Start it with '%s node run'", a.Name)
+		}
+		return exit.New(exit.NotRunning, "", errors.New(text))
+	case err != nil:
+		return fmt.Errorf("read status of the agent: %w", err)
+	}
+	if asJSON {
+		text, err := json.MarshalIndent(s, "", "  ")
+		if err != nil {
+			return fmt.Errorf("print status: %w", err)
+		}
+		_, err = fmt.Fprintf(a.Stdout, "%s\n", text)
+		return err
+	}
+	a.warnings(s)
+	return a.printStatus(s)
+}
+
+// warnings tells on stderr what is wrong with a running agent; calicoctl's
+// output on stdout has no place for it.
+func (a *app) warnings(s *agentapi.Status) {
+	if !s.Datastore.Connected {
+		a.warn("the datastore is not connected since %s: %s; what is configured stays as it is", s.Datastore.Since.Local().Format(time.DateTime), s.Datastore.Error)
+	}
+	for _, reason := range s.NotReady {
+		a.warn("not ready: %s", reason)
+	}
+	for _, t := range s.Tables {
+		if t.Failed > 0 {
+			a.warn("%s: %d of %d wanted are not in the kernel: %s", t.Name, t.Failed, t.Wanted, t.LastError)
+		}
+	}
+	for _, p := range s.Problems {
+		a.warn("%s", p)
+	}
+}
+
+// printStatus writes calicoctl's report: for each family a table of its peers.
+func (a *app) printStatus(s *agentapi.Status) error {
+	fmt.Fprintln(a.Stdout, "Calico process is running.")
+	if s.BGP != "" && s.BGP != "running" {
+		fmt.Fprintf(a.Stdout, "\nThe BGP backend process is not running (%s).\n\n", s.BGP)
+		return nil
+	}
+	families := []struct {
+		name string
+		is   func(netip.Addr) bool
+	}{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}}
+	for _, family := range families {
+		fmt.Fprintf(a.Stdout, "\n%s BGP status\n", family.name)
+		var rows [][]string
+		for _, p := range s.Peers {
+			if family.is(p.Address.Unmap()) {
+				rows = append(rows, a.peerRow(p))
+			}
+		}
+		if len(rows) == 0 {
+			fmt.Fprintf(a.Stdout, "No %s peers found.\n", family.name)
+			continue
+		}
+		if err := writeGrid(a.Stdout, []string{"PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"}, rows); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(a.Stdout)
+	return nil
+}
+
+const established = "Established"
+
+func (a *app) peerRow(p agentapi.BGPPeer) []string {
+	state, info := "start", p.State
+	if p.State == established {
+		state = "up"
+	} else if p.LastError != "" {
+		info += " " + p.LastError
+	}
+	return []string{p.Address.Unmap().String(), p.Type, state, since(p.Since, a.Now()), info}
+}
+
+// since prints a time as BIRD does: the time of day, or the date when that is
+// another day.
+func since(t, now time.Time) string {
+	t, now = t.Local(), now.Local()
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateOnly)
+}
