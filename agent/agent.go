@@ -78,12 +78,13 @@ func (a *Agent) prepare(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if a.node, err = detectNode(a.opts); err != nil {
-		return err
-	}
 	if a.tables, err = newTables(a.opts); err != nil {
 		return err
 	}
+	if a.node, err = detectNode(a.opts, a.tables.handle); err != nil {
+		return err
+	}
+	a.logAddresses()
 	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{})
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
 	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
@@ -96,10 +97,14 @@ func (a *Agent) prepare(ctx context.Context) error {
 func (a *Agent) serve(ctx context.Context) error {
 	log := a.opts.Log
 	host := ipam.NewHost(a.ipam, a.opts.Node)
-	eps := endpoint.New(endpoint.Config{
-		Store: a.store, IPAM: host, Sink: a.pipe, Node: a.opts.Node, NodeLabels: a.node.labels,
+	eps, err := endpoint.New(endpoint.Config{
+		Store: a.store, IPAM: host, Sink: a.pipe, Node: a.opts.Node, NodeLabels: a.node.labels, Ready: a.attachable,
 		MTU: a.node.podMTU, Prefix: a.opts.InterfacePrefix, StateDir: a.opts.StateDir, Log: log.With("part", "endpoint"),
 	})
+	if err != nil {
+		return err
+	}
+	defer eps.Close()
 	servers, err := a.listen()
 	if err != nil {
 		return err
@@ -134,7 +139,7 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	if err := eps.Recover(ctx); err != nil {
 		a.opts.Log.Warn("some interrupted attachments could not be settled; they are tried again at the next start", "err", err)
 	}
-	server, err := cni.Listen(cni.Config{Socket: a.opts.RunDir + "/cni.sock", Endpoints: eps, Store: a.store, Log: a.opts.Log.With("part", "cni")})
+	server, err := cni.Listen(cni.Config{Socket: a.opts.RunDir + "/cni.sock", Endpoints: eps, Log: a.opts.Log.With("part", "cni")})
 	if err != nil {
 		return err
 	}
@@ -142,6 +147,17 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")
 	return server.Serve(ctx)
+}
+
+// attachable says why no workload can be attached at the moment: somebody has
+// locked the datastore for a migration.
+func (a *Agent) attachable(context.Context) error {
+	a.pipe.mu.Lock()
+	defer a.pipe.mu.Unlock()
+	if a.pipe.state.Locked {
+		return errors.New("the datastore is locked for a migration (ClusterInformation default has datastoreReady: false)")
+	}
+	return nil
 }
 
 // storeNews records whether the datastore answers, and logs a change of that.

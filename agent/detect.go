@@ -5,7 +5,10 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"sync"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/autodetect"
@@ -22,11 +25,12 @@ type nodeState struct {
 
 // detectNode finds the host's addresses and says in the log what it chose and
 // why. A host needs at least one; IPv6 is optional unless it was asked for.
-func detectNode(o Options) (*nodeState, error) {
-	found, err := listLinks()
+func detectNode(o Options, h *netlink.Handle) (*nodeState, error) {
+	all, err := links.List(h)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+	found := detectable(all)
 	s := &nodeState{label: maps.Clone(o.Labels)}
 	for i, want := range []struct {
 		family        autodetect.Family
@@ -48,9 +52,7 @@ func detectNode(o Options) (*nodeState, error) {
 		_, err := choose(4, "autodetect", o.Method, found)
 		return nil, fmt.Errorf("%w: this host has no address to be known by (name one with --ip or --ip6): %w", ErrBadOption, err)
 	}
-	if s.mtu, err = links.DetectMTU(""); err != nil {
-		return nil, fmt.Errorf("find the host's MTU: %w", err)
-	}
+	s.mtu = links.WorkloadMTU(links.HostMTU(all, regexp.MustCompile(links.MTUPattern)))
 	return s, nil
 }
 
@@ -122,4 +124,19 @@ func (s *nodeState) report() (v4, v6 agentapi.Address) {
 		return agentapi.Address{Prefix: c.Prefix, Interface: c.Interface, Reason: c.Reason}
 	}
 	return conv(c[0]), conv(c[1])
+}
+
+// logAddresses says which addresses were chosen and why.
+func (a *Agent) logAddresses() {
+	for i, c := range a.node.addresses() {
+		family, value := []string{"IPv4", "IPv6"}[i], []string{a.opts.IP, a.opts.IP6}[i]
+		switch {
+		case !c.Prefix.IsValid():
+			a.opts.Log.Info("No " + family + " address: this host takes no part in " + family)
+		case value == "autodetect":
+			a.opts.Log.Info(fmt.Sprintf("Using autodetected %s address on interface %s: %s", family, c.Interface, c.Prefix), "because", c.Reason)
+		default:
+			a.opts.Log.Info(fmt.Sprintf("Using %s address given: %s", family, c.Prefix), "interface", c.Interface)
+		}
+	}
 }

@@ -133,13 +133,7 @@ func (p *pipeline) round() {
 		p.mu.Unlock()
 		return
 	}
-	p.tables.sysctls.Set(state.Sysctls)
-	p.tables.routes.Set(state.Routes)
-	var bgpErr error
-	if p.opts.BGP {
-		bgpErr = p.speaker.Set(state.BGP)
-	}
-	p.publish(state, bgpErr)
+	p.publish(state, p.program(state))
 	for _, w := range waiters {
 		close(w)
 	}
@@ -148,6 +142,19 @@ func (p *pipeline) round() {
 	default:
 		close(p.synced)
 	}
+}
+
+// program hands the state on; while the datastore is locked nothing changes.
+func (p *pipeline) program(state calc.State) error {
+	if state.Locked {
+		return nil
+	}
+	p.tables.sysctls.Set(state.Sysctls)
+	p.tables.routes.Set(state.Routes)
+	if !p.opts.BGP {
+		return nil
+	}
+	return p.speaker.Set(state.BGP)
 }
 
 func (p *pipeline) publish(state calc.State, bgpErr error) {

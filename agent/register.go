@@ -250,7 +250,7 @@ func (a *Agent) checkBGPPort(ctx context.Context) error {
 // Node says so within the interval and every peer follows.
 func (a *Agent) keepAddress(ctx context.Context) error {
 	return every(ctx, a.opts.AutodetectInterval, a.pipe.addressKick, func() {
-		fresh, err := detectNode(a.opts)
+		fresh, err := detectNode(a.opts, a.tables.handle)
 		if err != nil {
 			a.opts.Log.Warn("the host's address is gone; the Node keeps the last one", "err", err)
 			return

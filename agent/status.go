@@ -36,12 +36,12 @@ func (a *Agent) status() agentapi.Status {
 		s.BGP = "running"
 		s.Peers = peerReport(a.speaker.Status())
 	}
-	s.NotReady = a.notReady(s, ready, inSync)
+	s.NotReady = a.notReady(s, ready, inSync, state.Locked)
 	s.Ready = len(s.NotReady) == 0
 	return s
 }
 
-func (a *Agent) notReady(s agentapi.Status, ready, inSync bool) []string {
+func (a *Agent) notReady(s agentapi.Status, ready, inSync, locked bool) []string {
 	var why []string
 	if !inSync {
 		why = append(why, "the datastore has not been read completely")
@@ -51,6 +51,9 @@ func (a *Agent) notReady(s agentapi.Status, ready, inSync bool) []string {
 	}
 	if inSync && !ready {
 		why = append(why, "the first state is being applied")
+	}
+	if locked {
+		why = append(why, "the datastore is locked for a migration")
 	}
 	for _, t := range s.Tables {
 		if t.Failed > 0 {

@@ -63,7 +63,7 @@ func openDatastore(ctx context.Context, o Options) (*connection, error) {
 		if err == nil {
 			_, err = s.Get(ctx, datastore.Key{Kind: "ClusterInformation", Name: "default"})
 			if err == nil || errors.Is(err, datastore.ErrNotFound) {
-				return newConnection(s, agentapi.Datastore{Type: o.Datastore.Type, Endpoints: o.Datastore.EtcdEndpoints}), nil
+				return newConnection(s, agentapi.Datastore{Type: string(o.Datastore.Type), Endpoints: o.Datastore.EtcdEndpoints}), nil
 			}
 			s.Close()
 		}

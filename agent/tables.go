@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/autodetect"
@@ -23,6 +26,7 @@ type tables struct {
 	routes  *reconcile.Table[desired.RouteKey, desired.Route]
 	sysctls *reconcile.Table[string, string]
 	applier *routes.Applier
+	handle  *netlink.Handle // this namespace's
 
 	mu    sync.Mutex
 	local map[netip.Addr]bool // addresses of the host itself
@@ -30,15 +34,24 @@ type tables struct {
 
 func newTables(o Options) (*tables, error) {
 	log := o.Log.With("part", "dataplane")
-	applier, err := routes.New(routes.Options{InterfacePrefix: o.InterfacePrefix, Log: log})
+	applier, err := routes.New(routes.Options{InterfacePrefixes: []string{o.InterfacePrefix}, Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("open route table: %w", err)
 	}
+	values, err := sysctl.New("")
+	if err != nil {
+		return nil, fmt.Errorf("open kernel parameters: %w", err)
+	}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
 	return &tables{
 		opts:    o,
+		handle:  handle,
 		applier: applier,
 		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: desired.RouteKey.Compare}),
-		sysctls: reconcile.NewTable(sysctl.New(log), reconcile.Options[string]{Name: "sysctls", Logger: log}),
+		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log}),
 		local:   map[netip.Addr]bool{},
 	}, nil
 }
@@ -48,36 +61,49 @@ func (t *tables) run(ctx context.Context) error {
 	g.Go(func() error { return t.routes.Run(ctx) })
 	g.Go(func() error { return t.sysctls.Run(ctx) })
 	defer t.applier.Close()
+	defer t.handle.Close()
 	return g.Wait()
 }
 
-// watch marks tables dirty as the kernel reports changes and hands the links on
-// whenever one of them or an address changes.
+// watch marks tables dirty as the kernel reports changes, and hands the links
+// on whenever one of the underlay's or an address of it changes. A burst of
+// changes is listed once.
 func (t *tables) watch(ctx context.Context, changed func([]autodetect.Interface)) error {
-	notify := func() {
-		found, err := t.links()
-		if err != nil {
-			t.opts.Log.Error("the host's interfaces cannot be listed", "err", err)
-			return
-		}
-		changed(found)
-	}
-	w, err := routes.Watch(routes.WatchOptions{Log: t.opts.Log}, func(kind routes.Kind) {
-		t.routes.Dirty()
-		if kind != routes.KindRoute {
+	list := make(chan struct{}, 1)
+	kick(list)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return t.applier.Watch(ctx, func(e routes.Event) {
+			if e.Kind == routes.Route {
+				t.routes.Dirty()
+				return
+			}
 			t.sysctls.Dirty()
-			notify()
+			if !strings.HasPrefix(e.Interface, t.opts.InterfacePrefix) {
+				kick(list)
+			}
+		})
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-list:
+			}
+			found, err := t.links()
+			if err != nil {
+				t.opts.Log.Error("the host's interfaces cannot be listed", "err", err)
+				continue
+			}
+			changed(found)
 		}
 	})
-	if err != nil {
-		return fmt.Errorf("watch the kernel's routes: %w", err)
-	}
-	notify()
-	return w.Run(ctx)
+	return g.Wait()
 }
 
 func (t *tables) links() ([]autodetect.Interface, error) {
-	found, err := listLinks()
+	found, err := listLinks(t.handle)
 	if err != nil {
 		return nil, err
 	}
@@ -95,16 +121,21 @@ func (t *tables) links() ([]autodetect.Interface, error) {
 
 // listLinks never returns nil without an error, which a batch would read as
 // unchanged.
-func listLinks() ([]autodetect.Interface, error) {
-	all, err := links.List()
+func listLinks(h *netlink.Handle) ([]autodetect.Interface, error) {
+	all, err := links.List(h)
 	if err != nil {
 		return nil, err
 	}
+	return detectable(all), nil
+}
+
+// detectable is the part of the links that address detection looks at.
+func detectable(all []links.Interface) []autodetect.Interface {
 	out := make([]autodetect.Interface, 0, len(all))
 	for _, l := range all {
 		out = append(out, autodetect.Interface{Name: l.Name, Up: l.Up, Addrs: l.Addrs})
 	}
-	return out, nil
+	return out
 }
 
 // inUse reports whether the kernel already has the address: the host's own, or

@@ -51,6 +51,7 @@ type State struct {
 	Endpoints desired.Endpoints
 	BGP       bgp.Config
 	NodeKnown bool     // this host's Node object exists
+	Locked    bool     // the datastore is locked for a migration: nothing may be programmed
 	Problems  []string // what could not be used and why, sorted, one line each
 }
 
@@ -61,6 +62,7 @@ type Core struct {
 	pools     map[string]*api.IPPool
 	bgpConfig map[string]*api.BGPConfiguration
 	bgpPeers  map[string]*api.BGPPeer
+	info      map[string]*api.ClusterInformation
 	affine    map[netip.Prefix]api.AffinityState // this host's
 	blocks    map[netip.Prefix]blockView
 	endpoints map[desired.EndpointKey]*api.WorkloadEndpoint // this host's
@@ -79,6 +81,7 @@ func New(opts Options) *Core {
 		pools:     map[string]*api.IPPool{},
 		bgpConfig: map[string]*api.BGPConfiguration{},
 		bgpPeers:  map[string]*api.BGPPeer{},
+		info:      map[string]*api.ClusterInformation{},
 		affine:    map[netip.Prefix]api.AffinityState{},
 		blocks:    map[netip.Prefix]blockView{},
 		endpoints: map[desired.EndpointKey]*api.WorkloadEndpoint{},
@@ -95,6 +98,7 @@ func Queries(node string) []datastore.Query {
 		{Kind: "IPPool"},
 		{Kind: "BGPConfiguration"},
 		{Kind: "BGPPeer"},
+		{Kind: "ClusterInformation"},
 		{Kind: "WorkloadEndpoint"},
 		{Kind: datastore.KindIPAMBlock},
 		{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node},
@@ -131,6 +135,7 @@ func (c *Core) compute() State {
 		Routes:    c.routes(eps, blocks, p),
 		BGP:       c.speaker(eps, blocks, p),
 		NodeKnown: c.nodes[c.opts.Node] != nil,
+		Locked:    c.locked(),
 	}
 	s.Problems = p.sorted()
 	return s
@@ -149,6 +154,8 @@ func (c *Core) event(e datastore.Event) {
 		err = fold(c.bgpConfig, e)
 	case "BGPPeer":
 		err = fold(c.bgpPeers, e)
+	case "ClusterInformation":
+		err = fold(c.info, e)
 	case "WorkloadEndpoint":
 		err = c.endpointEvent(e)
 	case datastore.KindIPAMBlock:
@@ -197,4 +204,10 @@ func (p *problems) add(format string, args ...any) {
 func (p *problems) sorted() []string {
 	sort.Strings(p.list)
 	return p.list
+}
+
+// locked reports the lock of `datastore migrate lock` (spec/calico.md §1.3).
+func (c *Core) locked() bool {
+	info := c.info["default"]
+	return info != nil && info.Spec.DatastoreReady != nil && !*info.Spec.DatastoreReady
 }

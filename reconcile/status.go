@@ -81,9 +81,25 @@ func (t *Table[K, V]) Have() map[K]V {
 	return maps.Clone(t.have)
 }
 
+// Has reports whether an object with that key is there, as far as is known, wanted or not.
+func (t *Table[K, V]) Has(key K) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.have[key]
+	return ok
+}
+
 // Want is a copy of what was last Set; nil before the first Set.
 func (t *Table[K, V]) Want() map[K]V {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return maps.Clone(t.want)
+}
+
+// Has reports whether the object is there, as far as is known.
+func (t *Table[K, V]) Has(k K) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.have[k]
+	return ok
 }
