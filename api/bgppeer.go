@@ -76,7 +76,7 @@ func (c *checker) peerCombinations(s *BGPPeerSpec) {
 		{s.PeerIP != "" && s.PeerSelector != "", "Spec.PeerIP", s.PeerIP, "peerIP and peerSelector exclude each other"},
 		{s.PeerSelector != "" && s.ASNumber != 0, "Spec.ASNumber", s.ASNumber.String(), "must be empty with peerSelector: the AS number is the selected node's"},
 		{s.PeerIP == "" && s.PeerSelector == "" && s.LocalWorkloadSelector == "", "Spec.PeerIP", "", "give peerIP, peerSelector or localWorkloadSelector"},
-		{s.PeerIP != "" && s.ASNumber == 0, "Spec.ASNumber", "0", "peerIP needs the peer's asNumber"},
+		{s.PeerIP != "" && s.PeerSelector == "" && s.ASNumber == 0, "Spec.ASNumber", "0", "peerIP needs the peer's asNumber"},
 		{s.LocalWorkloadSelector != "" && s.ASNumber == 0, "Spec.ASNumber", "0", "localWorkloadSelector needs asNumber"},
 		{s.LocalWorkloadSelector != "" && (s.PeerIP != "" || s.PeerSelector != ""), "Spec.LocalWorkloadSelector", s.LocalWorkloadSelector, "excludes peerIP and peerSelector"},
 		{s.ReachableBy != "" && s.PeerIP == "", "Spec.ReachableBy", s.ReachableBy, "needs peerIP"},

@@ -75,10 +75,13 @@ func parseJSONStream(data []byte, b *budget) ([]*tree, error) {
 	d.UseNumber()
 	var nodes []*tree
 	for {
-		n, err := readJSON(d, b, 0)
-		if errors.Is(err, io.EOF) && int(d.InputOffset()) == len(bytes.TrimRight(data, " \t\r\n")) {
+		if !d.More() { // the end, or a bracket that closes nothing
+			if _, err := d.Token(); !errors.Is(err, io.EOF) {
+				return nil, jsonError(err)
+			}
 			return nodes, nil
 		}
+		n, err := readJSON(d, b, 0)
 		if err != nil {
 			return nil, jsonError(err)
 		}

@@ -185,7 +185,7 @@ func (p *IPPool) Validate() error {
 	return c.Err()
 }
 
-func encapsulates(m EncapMode) bool { return m != "" && m != EncapNever }
+func encapsulates(m EncapMode) bool { return m == EncapAlways || m == EncapCrossSubnet }
 
 func (c *checker) poolCIDR(cidr netip.Prefix, s *IPPoolSpec) {
 	low, high := MinBlockSize4, MaxBlockSize4

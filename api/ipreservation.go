@@ -13,10 +13,10 @@ type IPReservationSpec struct {
 	ReservedCIDRs []string `json:"reservedCIDRs,omitempty"`
 }
 
-// Default fills the head and respells the CIDRs.
+// Default fills the head and respells the CIDRs as networks.
 func (r *IPReservation) Default() {
 	r.setType("IPReservation")
-	canonicalCIDRs(r.Spec.ReservedCIDRs)
+	maskCIDRs(r.Spec.ReservedCIDRs)
 }
 
 // Validate checks every reserved CIDR or address.

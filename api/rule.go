@@ -97,8 +97,8 @@ type ruleContext struct {
 func defaultRules(rules []Rule) {
 	for i := range rules {
 		for _, e := range []*EntityRule{&rules[i].Source, &rules[i].Destination} {
-			canonicalCIDRs(e.Nets)
-			canonicalCIDRs(e.NotNets)
+			maskCIDRs(e.Nets)
+			maskCIDRs(e.NotNets)
 		}
 	}
 }

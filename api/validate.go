@@ -265,6 +265,17 @@ func canonicalCIDRs(list []string) {
 	}
 }
 
+// maskCIDRs respells CIDRs that match packets or addresses. Host bits have no
+// meaning there and Calico's own tools accept them, so they are cleared.
+func maskCIDRs(list []string) {
+	for i, s := range list {
+		list[i] = canonicalCIDR(s)
+		if p, err := parsePrefix(s); err == nil {
+			list[i] = p.Masked().String()
+		}
+	}
+}
+
 // clip shortens a value for an error message, so that one line stays one line.
 func clip(s string) string {
 	const limit = 120
