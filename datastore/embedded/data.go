@@ -1,0 +1,174 @@
+package embedded
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/manekinet/maneki/datastore/etcd"
+)
+
+// lockName is the file in the data directory that a running server holds.
+const lockName = "maneki.lock"
+
+// lockWait is how long to wait for another process's lock on the database: not
+// at all, but the library wants a time.
+const lockWait = 50 * time.Millisecond
+
+// lockDir makes the data directory ours, or says whose it is. etcd's own lock
+// would wait forever.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("protect data directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		owner := make([]byte, 32)
+		n, _ := f.ReadAt(owner, 0)
+		_ = f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
+		}
+		return nil, fmt.Errorf("data directory %s is in use by process %s", dir, strings.TrimSpace(string(owner[:n])))
+	}
+	// The number is for the message above; the lock is what counts.
+	if err := f.Truncate(0); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	return f, nil
+}
+
+// checkData reports a data directory that etcd could not start from: it would
+// end the process, or wait forever. An empty directory is good.
+func checkData(dir string) error {
+	if err := checkDatabase(filepath.Join(dir, "member", "snap", "db")); err != nil {
+		return err
+	}
+	return checkWAL(filepath.Join(dir, "member", "wal"))
+}
+
+func damaged(path string, err error) error {
+	return fmt.Errorf("data is damaged, restore a backup or remove the directory to begin empty: %s: %w", path, err)
+}
+
+func checkDatabase(path string) (err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { // the library panics on some damage
+		if r := recover(); r != nil {
+			err = damaged(path, fmt.Errorf("%v", r))
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return fmt.Errorf("%s is in use by another etcd", path)
+	}
+	if err != nil {
+		return damaged(path, err)
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		if want := tx.Size(); info.Size() < want {
+			return damaged(path, fmt.Errorf("the file has %d bytes, %d are missing", info.Size(), want-info.Size()))
+		}
+		return nil
+	})
+}
+
+func checkWAL(dir string) error {
+	if !wal.Exist(dir) {
+		return nil
+	}
+	quiet := zap.NewNop()
+	snaps, err := wal.ValidSnapshotEntries(quiet, dir)
+	if err != nil {
+		return damaged(dir, err)
+	}
+	if len(snaps) == 0 {
+		return damaged(dir, errors.New("no snapshot record"))
+	}
+	if _, err := wal.Verify(quiet, dir, snaps[len(snaps)-1]); err != nil {
+		return damaged(dir, err)
+	}
+	return nil
+}
+
+// guard keeps etcd from ending our process: where it would log and exit or
+// panic, only its goroutine ends, and the reason comes out of fatal.
+type guard struct {
+	fatal chan error
+}
+
+func newGuard() *guard { return &guard{fatal: make(chan error, 1)} }
+
+// logger is etcd's: warnings and worse go to log.
+func (g *guard) logger(log *slog.Logger) *zap.Logger {
+	return etcd.ZapLogger(log, slog.LevelWarn, zap.WithFatalHook(g), zap.WithPanicHook(g), zap.WrapCore(quiet))
+}
+
+// OnWrite is called after a record of level panic or fatal.
+func (g *guard) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	text := e.Message
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	if cause, ok := enc.Fields["error"]; ok {
+		text = fmt.Sprintf("%s: %v", text, cause)
+	}
+	select {
+	case g.fatal <- errors.New(text):
+	default: // the first reason is the one that counts
+	}
+	runtime.Goexit()
+}
+
+// expected are warnings of etcd about what we chose.
+var expected = []string{
+	"Running http and grpc server on single port. This is not recommended for production.",
+	"simple token is not cryptographically signed",
+}
+
+// quiet drops them.
+func quiet(core zapcore.Core) zapcore.Core { return quietCore{core} }
+
+type quietCore struct{ zapcore.Core }
+
+func (c quietCore) With(fields []zapcore.Field) zapcore.Core { return quietCore{c.Core.With(fields)} }
+
+func (c quietCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if slices.Contains(expected, e.Message) {
+		return ce
+	}
+	return c.Core.Check(e, ce)
+}
