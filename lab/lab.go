@@ -60,7 +60,7 @@ func (c *Config) setDefaults() error {
 		c.Name = DefaultName
 	}
 	if err := checkName("name", c.Name); err != nil {
-		return err
+		return classified{ErrInput, err.Error()}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

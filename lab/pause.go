@@ -56,10 +56,10 @@ func parsePauseArgs(argv []string) (lab, member string, ok bool) {
 // started in, reports on file descriptor 3 and then only keeps them alive. It
 // returns on SIGTERM.
 func Pause(member string, kind Kind) error {
-	report := os.NewFile(readyFD, "ready")
-	if report == nil {
-		return errors.New("lab pause is started by `maneki lab`, not by hand")
+	if err := refuseByHand(); err != nil {
+		return err
 	}
+	report := os.NewFile(readyFD, "ready")
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
@@ -86,9 +86,6 @@ func furnish(member string, kind Kind) error {
 	if !slices.Contains([]Kind{KindSwitch, KindRouter, KindHost, KindContainer}, kind) {
 		return fmt.Errorf("lab pause: kind %q is not known", kind)
 	}
-	if err := refuseOutside(); err != nil {
-		return err
-	}
 	if kind == KindHost {
 		if err := furnishMounts(); err != nil {
 			return err
@@ -103,9 +100,14 @@ func furnish(member string, kind Kind) error {
 	return setUp("lo")
 }
 
-// refuseOutside guards the machine: a pause process that was started by hand
+// refuseByHand guards the machine: a pause process that was started by hand
 // would otherwise furnish the root namespaces.
-func refuseOutside() error {
+func refuseByHand() error {
+	byHand := errors.New("lab pause is started by `maneki lab`, not by hand")
+	var st unix.Stat_t
+	if err := unix.Fstat(readyFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return byHand
+	}
 	for _, k := range []string{"net", "uts"} {
 		mine, err := os.Readlink("/proc/self/ns/" + k)
 		if err != nil {
@@ -113,7 +115,7 @@ func refuseOutside() error {
 		}
 		parent, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", os.Getppid(), k))
 		if err == nil && parent == mine {
-			return errors.New("lab pause is started by `maneki lab`, not by hand")
+			return byHand
 		}
 	}
 	return nil

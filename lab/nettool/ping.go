@@ -151,8 +151,10 @@ func (p *pinger) open() error {
 
 func (p *pinger) dontFragment() error {
 	level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
-	var under net.PacketConn = p.conn.IPv4PacketConn().PacketConn
-	if p.dst.Is6() {
+	var under net.PacketConn
+	if p.dst.Is4() {
+		under = p.conn.IPv4PacketConn().PacketConn
+	} else {
 		level, option, value = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
 		under = p.conn.IPv6PacketConn().PacketConn
 	}
