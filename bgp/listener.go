@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 type listener struct {
 	*net.TCPListener
 	passwords map[netip.Addr]string
+	leastTTL  map[netip.Addr]uint8
 }
 
 // setListeners opens what is new, then closes what is no longer wanted.
@@ -45,19 +47,38 @@ func (s *Speaker) setListeners(want []netip.AddrPort) error {
 	return errors.Join(errs...)
 }
 
-// setPasswords brings the MD5 keys of all listeners in line with the peers. A peer whose key cannot be
-// set is not let in.
-func (s *Speaker) setPasswords() {
+// secureListeners brings passwords and TTL security of all listeners in line with the peers.
+func (s *Speaker) secureListeners() {
 	for addr, l := range s.listeners {
-		for peer := range l.passwords {
-			if s.peers[peer] == nil || s.peers[peer].cfg.Password == "" {
-				s.setPassword(l, peer, "")
+		s.setPasswords(addr, l)
+		least := make(map[netip.Addr]uint8)
+		for _, p := range s.peers {
+			if p.cfg.TTLSecurity > 0 && p.cfg.Addr.Is4() == addr.Addr().Is4() {
+				least[p.cfg.Addr] = session.LeastTTL(p.cfg.TTLSecurity)
 			}
 		}
-		for _, p := range s.peers {
-			if p.cfg.Password != l.passwords[p.cfg.Addr] && p.cfg.Addr.Is4() == addr.Addr().Is4() {
-				s.setPassword(l, p.cfg.Addr, p.cfg.Password)
-			}
+		if maps.Equal(least, l.leastTTL) {
+			continue
+		}
+		if err := session.SetTTLSecurity(l.TCPListener, least); err != nil {
+			s.log.Error("bgp TTL security could not be set", "listen", addr, "error", err)
+			continue
+		}
+		l.leastTTL = least
+	}
+}
+
+// setPasswords brings the MD5 keys of a listener in line with the peers. A peer whose key cannot be set
+// is not let in.
+func (s *Speaker) setPasswords(addr netip.AddrPort, l *listener) {
+	for peer := range l.passwords {
+		if s.peers[peer] == nil || s.peers[peer].cfg.Password == "" {
+			s.setPassword(l, peer, "")
+		}
+	}
+	for _, p := range s.peers {
+		if p.cfg.Password != l.passwords[p.cfg.Addr] && p.cfg.Addr.Is4() == addr.Addr().Is4() {
+			s.setPassword(l, p.cfg.Addr, p.cfg.Password)
 		}
 	}
 }
@@ -99,7 +120,7 @@ func (s *Speaker) admit(l *listener, c *net.TCPConn) {
 	addr := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	s.mu.Lock()
 	p := s.peers[addr]
-	ok := p != nil && p.cfg.Password == l.passwords[addr] && !s.stopped
+	ok := p != nil && p.cfg.Password == l.passwords[addr] && l.secured(p.cfg) && !s.stopped
 	pending := 0
 	for _, o := range s.peers {
 		pending += o.session.Handshakes()
@@ -111,6 +132,11 @@ func (s *Speaker) admit(l *listener, c *net.TCPConn) {
 		return
 	}
 	p.session.Accept(c)
+}
+
+// secured reports whether the TTL security that the peer needs is in force on the listener.
+func (l *listener) secured(p Peer) bool {
+	return p.TTLSecurity == 0 || l.leastTTL[p.Addr] == session.LeastTTL(p.TTLSecurity)
 }
 
 // background is the context sockets are opened in: that of Run, or none before it.

@@ -25,6 +25,13 @@ const insideEnv = "MANEKI_BGP_TEST_NETNS"
 // TestMain runs the tests in a network namespace of their own, because they listen on port 179 and add
 // addresses. All of 10.0.0.0/8 and a few IPv6 addresses are local there.
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(swarmEnv); spec != "" {
+		if err := runSwarm(spec); err != nil {
+			fmt.Fprintln(os.Stderr, "simulated neighbours:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(insideEnv) == "" {
 		os.Exit(runInside())
 	}

@@ -106,7 +106,7 @@ func (s *Speaker) Set(c Config) error {
 	s.setOwn()
 	s.setAnnounce(old.Announce, c.Announce)
 	s.setPeers(c)
-	s.setPasswords()
+	s.secureListeners()
 	s.checkConverged()
 	s.wake()
 	return errListen

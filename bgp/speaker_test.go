@@ -214,6 +214,14 @@ func TestTTLSecurity(t *testing.T) {
 	if far.Established() != 0 || a.peer("10.0.9.3").State == "Established" || len(a.Best()) != 0 {
 		t.Errorf("a distant peer got a session: %s", a.peer("10.0.9.3").State)
 	}
+	c := start(t, "fd00::6", Options{}, near("fd00::7"), near("fd00::8"))
+	d := start(t, "fd00::7", Options{}, near("fd00::6"))
+	eventually(t, "IPv6 session at hop limit 255", established(c, "fd00::7"), c, d)
+	far6 := swarm(t, "fd00::6", 64512, "fd00::8", "fd10::/64")
+	time.Sleep(300 * time.Millisecond)
+	if far6.Established() != 0 || c.peer("fd00::8").State == "Established" || len(c.Best()) != 0 {
+		t.Errorf("a distant IPv6 peer got a session: %s", c.peer("fd00::8").State)
+	}
 }
 
 func TestGracefulRestart(t *testing.T) {

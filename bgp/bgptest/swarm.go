@@ -50,6 +50,7 @@ type member struct {
 
 	// guarded by the swarm's mutex
 	conn    net.Conn
+	server  uint32 // AS of the speaker under test
 	ended   bool
 	routes  map[netip.Prefix]netip.Addr
 	lastErr error
@@ -199,8 +200,16 @@ func (s *Swarm) send(i int, prefixes []netip.Prefix, build func(*member, message
 	return nil
 }
 
+// attrs are the attributes of the client's routes; to an external speaker it puts its AS in front.
 func (m *member) attrs() message.Attrs {
-	return message.Attrs{NextHop: m.client.NextHop, LocalPref: message.DefaultLocalPref, HasLocalPref: true}
+	a := message.Attrs{NextHop: m.client.NextHop, LocalPref: message.DefaultLocalPref, HasLocalPref: true}
+	m.swarm.mu.Lock()
+	defer m.swarm.mu.Unlock()
+	if m.server != m.client.ASN {
+		a.HasLocalPref = false
+		a = a.Prepend(m.client.ASN)
+	}
+	return a
 }
 
 // keepalives keeps every session up from one goroutine.
@@ -283,6 +292,9 @@ func (m *member) handshake(c net.Conn, r *message.Reader) (message.Open, error) 
 			if open, err = message.DecodeOpen(body); err != nil {
 				return open, err
 			}
+			m.swarm.mu.Lock()
+			m.server = open.ASN
+			m.swarm.mu.Unlock()
 			if _, err := c.Write(message.Keepalive()); err != nil {
 				return open, err
 			}

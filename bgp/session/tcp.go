@@ -108,7 +108,7 @@ func setMinTTL(fd int, cfg Config) error {
 	if cfg.TTLSecurity == 0 {
 		return nil
 	}
-	least := gtsmTTL + 1 - int(cfg.TTLSecurity)
+	least := int(LeastTTL(cfg.TTLSecurity))
 	if cfg.Remote.Addr().Unmap().Is4() {
 		return os.NewSyscallError("set IP_MINTTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, least))
 	}
