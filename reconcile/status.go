@@ -95,11 +95,3 @@ func (t *Table[K, V]) Want() map[K]V {
 	defer t.mu.Unlock()
 	return maps.Clone(t.want)
 }
-
-// Has reports whether the object is there, as far as is known.
-func (t *Table[K, V]) Has(k K) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, ok := t.have[k]
-	return ok
-}
