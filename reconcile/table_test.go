@@ -168,6 +168,9 @@ func TestNothingIsWrittenBeforeTheFirstSet(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		equal(t, "calls", k.takeCalls(), []string(nil))
 		equal(t, "have", tab.Have(), map[string]int{"old": 1})
+		if !tab.Has("old") || tab.Has("foreign") {
+			t.Error("Has disagrees with Have")
+		}
 		if tab.Status().InSync() {
 			t.Error("in sync before anything is wanted")
 		}

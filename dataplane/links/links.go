@@ -26,9 +26,10 @@ type Interface struct {
 // maxListings bounds how often a listing is repeated that the kernel says was interrupted by a change.
 const maxListings = 5
 
-// List is all interfaces in the order of their index. Addresses that lost duplicate address detection are left out:
-// they are somebody else's.
+// List is all interfaces in the order of their index; a nil handle means the namespace of the calling thread. Addresses
+// that lost duplicate address detection are left out: they are somebody else's.
 func List(h *netlink.Handle) ([]Interface, error) {
+	h = orCurrent(h)
 	links, err := listing(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -52,6 +53,14 @@ func List(h *netlink.Handle) ([]Interface, error) {
 	}
 	slices.SortFunc(list, func(a, b Interface) int { return a.Index - b.Index })
 	return list, nil
+}
+
+// orCurrent: the zero handle opens a socket for every request, on the thread that makes it.
+func orCurrent(h *netlink.Handle) *netlink.Handle {
+	if h == nil {
+		return &netlink.Handle{}
+	}
+	return h
 }
 
 func listing[T any](list func() ([]T, error)) (got []T, err error) {
@@ -84,8 +93,10 @@ func prefix(a netlink.Addr) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
 }
 
-// Towards asks the kernel how it would reach an address: by which interface and with which source address.
+// Towards asks the kernel how it would reach an address: by which interface and with which source address. A nil handle
+// means the namespace of the calling thread.
 func Towards(h *netlink.Handle, dst netip.Addr) (iface string, src netip.Addr, err error) {
+	h = orCurrent(h)
 	routes, err := h.RouteGet(dst.Unmap().AsSlice())
 	if err != nil {
 		return "", src, fmt.Errorf("find route to %s: %w", dst, err)

@@ -32,6 +32,11 @@ func TestList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var here []links.Interface
+	ns.Do(func() { here, err = links.List(nil) })
+	if err != nil || fmt.Sprint(here) != fmt.Sprint(list) {
+		t.Errorf("in the namespace, without a handle: %v, %v; want %v", here, err, list)
+	}
 	byName := map[string]links.Interface{}
 	for i, l := range list {
 		byName[l.Name] = l

@@ -26,6 +26,9 @@ const (
 	Link
 	// Addr: an address appeared or went.
 	Addr
+	// Conf: forwarding, proxy ARP or another of the few settings that the kernel tells about changed, of an interface or
+	// of "all" or "default".
+	Conf
 )
 
 // String is the kind in one word.
@@ -37,6 +40,8 @@ func (k Kind) String() string {
 		return "link"
 	case Addr:
 		return "addr"
+	case Conf:
+		return "conf"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -44,13 +49,14 @@ func (k Kind) String() string {
 // Event is one change in the namespace, or "anything may have changed" when Interface is empty.
 type Event struct {
 	Kind      Kind
-	Interface string // of Link and Addr
+	Interface string // of Link, Addr and Conf
 }
 
 // groups are the notifications that Watch listens to.
 var groups = [...]uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
 // Watch tells changed about every change until ctx is done, then returns nil. changed runs on the calling goroutine
@@ -95,7 +101,7 @@ func (a *Applier) Watch(ctx context.Context, changed func(Event)) error {
 }
 
 func everything(changed func(Event)) {
-	for _, k := range []Kind{Link, Addr, Route} {
+	for _, k := range []Kind{Link, Addr, Conf, Route} {
 		changed(Event{Kind: k})
 	}
 }
@@ -137,6 +143,8 @@ func (a *Applier) interpret(m syscall.NetlinkMessage) []Event {
 		return a.linkEvents(m.Data, m.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return a.addrEvents(m.Data, m.Header.Type == unix.RTM_DELADDR)
+	case unix.RTM_NEWNETCONF:
+		return a.confEvents(m.Data)
 	}
 	return nil
 }
@@ -223,6 +231,39 @@ func (a *Applier) addrEvents(data []byte, deleted bool) []Event {
 		}
 	}
 	return events
+}
+
+// From linux/netconf.h: the attribute that names the interface, and the two that stand for none or for all.
+const (
+	confIfindex = 1
+	confAll     = -1
+	confDefault = -2
+)
+
+// confEvents reads a message about settings: struct netconfmsg, four bytes with padding, then attributes.
+func (a *Applier) confEvents(data []byte) []Event {
+	const header = 4
+	if len(data) < header {
+		return []Event{{Kind: Conf}}
+	}
+	attrs, err := nl.ParseRouteAttr(data[header:])
+	if err != nil {
+		return []Event{{Kind: Conf}}
+	}
+	for _, attr := range attrs {
+		if attr.Attr.Type != confIfindex || len(attr.Value) < 4 {
+			continue
+		}
+		switch index := int32(nl.NativeEndian().Uint32(attr.Value)); index {
+		case confAll:
+			return []Event{{Kind: Conf, Interface: "all"}}
+		case confDefault:
+			return []Event{{Kind: Conf, Interface: "default"}}
+		default:
+			return []Event{{Kind: Conf, Interface: a.links.name(int(index))}}
+		}
+	}
+	return []Event{{Kind: Conf}}
 }
 
 func (a *Applier) routesOn(index int) bool {

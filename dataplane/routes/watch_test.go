@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -64,7 +65,7 @@ func watch(t testing.TB, a *routes.Applier, changed func(routes.Event)) *recorde
 			}
 		})
 	}()
-	for range 3 {
+	for range 4 {
 		<-ready
 	}
 	t.Cleanup(func() {
@@ -73,7 +74,7 @@ func watch(t testing.TB, a *routes.Applier, changed func(routes.Event)) *recorde
 			t.Errorf("watch: %v", err)
 		}
 	})
-	if got := r.take(); got[routes.Event{Kind: routes.Route}] == 0 || len(got) < 3 {
+	if got := r.take(); got[routes.Event{Kind: routes.Route}] == 0 || len(got) < 4 {
 		t.Fatalf("events at the start: %v", got)
 	}
 	return r
@@ -187,6 +188,18 @@ func TestLinksAndAddressesAreEvents(t *testing.T) {
 	if got := r.settled(); got[routes.Event{Kind: routes.Addr, Interface: "tun7"}] == 0 {
 		t.Errorf("no event of the address in %v", got)
 	}
+	for setting, iface := range map[string]string{
+		"ipv4/conf/tun7/proxy_arp": "tun7", "ipv6/conf/tun7/forwarding": "tun7", "ipv4/conf/all/forwarding": "all",
+	} {
+		ns.Do(func() {
+			if err := os.WriteFile("/proc/sys/net/"+setting, []byte("1"), 0); err != nil {
+				t.Error(err)
+			}
+		})
+		if got := r.settled(); got[routes.Event{Kind: routes.Conf, Interface: iface}] == 0 {
+			t.Errorf("no event of %s in %v", setting, got)
+		}
+	}
 	ns.Command("ip", "link", "del", "tun7")
 	if got := r.settled(); got[routes.Event{Kind: routes.Link, Interface: "tun7"}] == 0 {
 		t.Errorf("no event of the interface in %v", got)
@@ -212,7 +225,7 @@ func TestLostNotifications(t *testing.T) {
 	ns.Command("ip", "route", "del", "10.7.0.1") // nobody hears
 	close(block)
 	got := r.settled()
-	for _, kind := range []routes.Kind{routes.Link, routes.Addr, routes.Route} {
+	for _, kind := range []routes.Kind{routes.Link, routes.Addr, routes.Conf, routes.Route} {
 		if got[routes.Event{Kind: kind}] == 0 {
 			t.Errorf("no full %s event in %v", kind, got)
 		}
