@@ -151,16 +151,34 @@ func (c *Client) attempt(ctx context.Context, l *ledger, jobs []*job) (verdict, 
 			return failed, rerr
 		case changed:
 			return again, nil
-		case alone:
-			return failed, err // nothing of ours changed: a precondition of the caller's failed
+		case !alone:
+			return divide, nil
 		}
-		return divide, nil
+		if err := c.callersFault(ctx, l.with); err != nil {
+			return failed, err
+		}
+		return again, nil
 	case errors.Is(err, datastore.ErrUnavailable) || ctx.Err() != nil:
 		return c.resolve(ctx, l, jobs, err)
 	case alone:
 		return failed, err
 	}
 	return divide, nil
+}
+
+// callersFault finds the operation among the caller's own whose precondition
+// does not hold.
+func (c *Client) callersFault(ctx context.Context, with []datastore.Op) error {
+	for _, op := range with {
+		e, err := c.store.Get(ctx, op.Key)
+		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
+			return err
+		}
+		if err := op.Failure(e.Rev); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // refresh reads again what a refused commit was based on, and reports whether
