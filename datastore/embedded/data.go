@@ -66,23 +66,36 @@ func lockDir(dir string) (*os.File, error) {
 // checkData reports a data directory that etcd could not start from: it would
 // end the process, or wait forever. An empty directory is good.
 func checkData(dir string) error {
-	if err := checkDatabase(filepath.Join(dir, "member", "snap", "db")); err != nil {
+	database, log := filepath.Join(dir, "member", "snap", "db"), filepath.Join(dir, "member", "wal")
+	logged := wal.Exist(log)
+	if info, err := os.Stat(database); err == nil && info.Size() == 0 && !logged {
+		return nil // left by a process that was killed during its first start
+	}
+	written, err := checkDatabase(database)
+	if err != nil {
 		return err
 	}
-	return checkWAL(filepath.Join(dir, "member", "wal"))
+	if logged {
+		return checkWAL(log)
+	}
+	if written {
+		return damaged(log, errors.New("the log is missing, though the database holds data"))
+	}
+	return nil
 }
 
 func damaged(path string, err error) error {
 	return fmt.Errorf("data is damaged, restore a backup or remove the directory to begin empty: %s: %w", path, err)
 }
 
-func checkDatabase(path string) (err error) {
+// checkDatabase also says whether anything was ever written to the database.
+func checkDatabase(path string) (written bool, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { // the library panics on some damage
 		if r := recover(); r != nil {
@@ -91,24 +104,27 @@ func checkDatabase(path string) (err error) {
 	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return fmt.Errorf("%s is in use by another etcd", path)
+		return false, fmt.Errorf("%s is in use by another etcd", path)
 	}
 	if err != nil {
-		return damaged(path, err)
+		return false, damaged(path, err)
 	}
 	defer db.Close()
-	return db.View(func(tx *bbolt.Tx) error {
+	err = db.View(func(tx *bbolt.Tx) error {
 		if want := tx.Size(); info.Size() < want {
 			return damaged(path, fmt.Errorf("the file has %d bytes, %d are missing", info.Size(), want-info.Size()))
 		}
+		// etcd notes here the number of the last log entry it has applied.
+		if meta := tx.Bucket([]byte("meta")); meta != nil {
+			applied := meta.Get([]byte("consistent_index"))
+			written = slices.ContainsFunc(applied, func(b byte) bool { return b != 0 })
+		}
 		return nil
 	})
+	return written, err
 }
 
 func checkWAL(dir string) error {
-	if !wal.Exist(dir) {
-		return nil
-	}
 	quiet := zap.NewNop()
 	snaps, err := wal.ValidSnapshotEntries(quiet, dir)
 	if err != nil {

@@ -53,6 +53,7 @@ const (
 	entriesInMemory = 2000    // raft entries between two snapshots
 	entriesForPeers = 500     // kept after a snapshot, for members that lag
 	maxFiles        = 3       // old WAL and snapshot files
+	soloElection    = 500     // ms a member without peers waits for others at start; etcd: 1000
 )
 
 // Config says where the server keeps its data and where it listens.
@@ -288,6 +289,9 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 	ec.SnapshotCount, ec.SnapshotCatchUpEntries = entriesInMemory, entriesForPeers
 	ec.MaxSnapFiles, ec.MaxWalFiles = maxFiles, maxFiles
 	ec.EnableGRPCGateway = false
+	if len(peers) == 0 {
+		ec.ElectionMs = soloElection
+	}
 	return ec, nil
 }
 

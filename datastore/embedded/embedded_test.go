@@ -6,15 +6,12 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/datastore/datastoretest"
 	"github.com/manekinet/maneki/datastore/embedded"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const anyPort = "http://127.0.0.1:0"
 
