@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
@@ -84,8 +83,11 @@ func (c *Client) releaseEndpointAddr(ctx context.Context, node, network string) 
 	if err != nil || !p.IsSingleIP() {
 		return nil // never came from IPAM
 	}
-	a, found, err := c.allocation(ctx, p.Addr())
-	if err != nil || !found {
+	a, err := c.ipam.Lookup(ctx, p.Addr())
+	if errors.Is(err, ipam.ErrNotAssigned) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	if owner := a.Attrs["node"]; owner != "" && owner != node {
@@ -140,49 +142,4 @@ func (c *Client) warn(msg string, problems []error) {
 	for _, p := range problems {
 		c.log.Warn(msg, "err", p)
 	}
-}
-
-// held is what a block says about one address.
-type held struct {
-	Handle   string
-	Attrs    map[string]string
-	Sequence uint64
-}
-
-func (c *Client) allocation(ctx context.Context, a netip.Addr) (held, bool, error) {
-	blocks, _, problems, err := datastore.ListJSON[api.IPAMBlock](ctx, c.store, datastore.Query{Kind: datastore.KindIPAMBlock})
-	if err != nil {
-		return held{}, false, err
-	}
-	c.warn("skip unreadable block", problems)
-	for _, b := range blocks {
-		cidr, err := netip.ParsePrefix(b.Key.Name)
-		if err != nil || !cidr.Contains(a) {
-			continue
-		}
-		for o, attr := range b.Value.Allocations {
-			if attr == nil || *attr < 0 || *attr >= len(b.Value.Attributes) || addrAt(cidr, o) != a {
-				continue
-			}
-			at := b.Value.Attributes[*attr]
-			h := held{Attrs: at.Secondary, Sequence: b.Value.SequenceNumberFor[strconv.Itoa(o)]}
-			if at.HandleID != nil {
-				h.Handle = *at.HandleID
-			}
-			return h, at.ReleasedAt == nil, nil
-		}
-	}
-	return held{}, false, nil
-}
-
-// addrAt is the address of an ordinal: blocks have at most 4096 addresses.
-func addrAt(block netip.Prefix, ordinal int) netip.Addr {
-	b := block.Masked().Addr().AsSlice()
-	for i := len(b) - 1; i >= 0 && ordinal > 0; i-- {
-		sum := int(b[i]) + ordinal&0xff
-		b[i] = byte(sum)
-		ordinal = ordinal>>8 + sum>>8
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
