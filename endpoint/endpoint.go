@@ -163,7 +163,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // Recover does at start what a killed agent, or one that was not running, left to do. It also names interfaces of ours
 // that no endpoint owns; it does not remove them, because the datastore may be the wrong one.
 func (m *Manager) Recover(ctx context.Context) error {
-	err := m.finish(ctx)
+	err := errors.Join(m.journal.sweep(), pending.Sweep(m.pending), m.finish(ctx))
 	m.reportOrphans(ctx)
 	return err
 }

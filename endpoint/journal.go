@@ -19,7 +19,10 @@ import (
 // dead. A flush per attachment would cost more than the attachment.
 type journal struct{ dir string }
 
-const journalSuffix = ".json"
+const (
+	journalSuffix = ".json"
+	tempSuffix    = ".json.tmp"
+)
 
 // maxJournal bounds how many records are read at a start.
 const maxJournal = 65536
@@ -33,7 +36,7 @@ func (j journal) begin(hostName string, id ID) error {
 		return fmt.Errorf("encode journal record: %w", err)
 	}
 	path := j.path(hostName)
-	tmp := path + ".tmp" // one writer per name: the caller holds the lock of hostName
+	tmp := filepath.Join(j.dir, hostName+tempSuffix) // one writer per name: the caller holds the lock of hostName
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		return fmt.Errorf("write journal record: %w", err)
 	}
@@ -83,4 +86,13 @@ func (j journal) list() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// sweep removes what a process killed in begin left; nothing was attached then. Nobody may be in begin.
+func (j journal) sweep() error {
+	files, err := filepath.Glob(filepath.Join(j.dir, "*"+tempSuffix))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err
 }

@@ -24,7 +24,12 @@ import (
 	"github.com/manekinet/maneki/ipam"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const node = "node1"
 
@@ -41,11 +46,17 @@ type rig struct {
 
 func newRig(t testing.TB, change ...func(*endpoint.Config)) *rig {
 	t.Helper()
-	r := &rig{TB: t, host: nstest.New(t), store: memory.New(), dir: t.TempDir()}
-	t.Cleanup(func() { _ = r.store.Close() })
+	s := memory.New()
+	t.Cleanup(func() { _ = s.Close() })
+	return newRigOn(t, s, change...)
+}
+
+func newRigOn(t testing.TB, s datastore.Store, change ...func(*endpoint.Config)) *rig {
+	t.Helper()
+	r := &rig{TB: t, host: nstest.New(t), store: s, dir: t.TempDir()}
 	makePools(t, r.store)
 	r.ipam = ipam.New(r.store, ipam.Options{})
-	r.sink = &kernelSink{ns: r.host, local: map[string][]string{}}
+	r.sink = &kernelSink{handle: r.host.Handle(), local: map[string][]string{}}
 	r.Manager = r.manager(change...)
 	r.host.Do(func() {
 		for _, name := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
@@ -186,7 +197,7 @@ func wantText(t testing.TB, got, want string) {
 
 // kernelSink puts the routes of endpoints into the kernel at once, as the agent does through its calculation.
 type kernelSink struct {
-	ns *nstest.NS
+	handle *netlink.Handle
 
 	mu    sync.Mutex
 	local map[string][]string // endpoint to its networks
@@ -200,7 +211,7 @@ func (k *kernelSink) Ensure(_ context.Context, w *api.WorkloadEndpoint) error {
 		k.err = nil
 		return err
 	}
-	link, err := k.ns.Handle().LinkByName(w.Spec.InterfaceName)
+	link, err := k.handle.LinkByName(w.Spec.InterfaceName)
 	if err != nil {
 		return err
 	}
@@ -210,7 +221,7 @@ func (k *kernelSink) Ensure(_ context.Context, w *api.WorkloadEndpoint) error {
 			return err
 		}
 		route := netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}
-		if err := k.ns.Handle().RouteReplace(&route); err != nil {
+		if err := k.handle.RouteReplace(&route); err != nil {
 			return fmt.Errorf("route %s: %w", n, err)
 		}
 	}

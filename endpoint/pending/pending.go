@@ -17,11 +17,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 const (
-	suffix    = ".json"
-	maxRecord = 64 << 10 // bytes of one record; more is not ours
+	suffix     = ".json"
+	tempPrefix = ".tmp-"
+	tempAge    = time.Minute // a file younger than that may still be in somebody's hands
+	maxRecord  = 64 << 10    // bytes of one record; more is not ours
 	// MaxRecords bounds how many records List returns at a time; the rest follows when these are gone.
 	MaxRecords = 4096
 )
@@ -65,7 +68,7 @@ func Write(dir string, r Record) error {
 
 // replaceFile writes data under path so that a reader sees all of it or nothing, also after a loss of power.
 func replaceFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*") // 0600
+	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*") // 0600
 	if err != nil {
 		return err
 	}
@@ -152,4 +155,17 @@ func Remove(dir string, r Record) error {
 		return fmt.Errorf("remove pending delete of %s: %w", r.ContainerID, err)
 	}
 	return nil
+}
+
+// Sweep removes what writers that were killed left behind. They had not answered, so nothing is lost.
+func Sweep(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	for _, f := range files {
+		info, serr := os.Lstat(f)
+		if serr != nil || time.Since(info.ModTime()) < tempAge {
+			continue
+		}
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err
 }
