@@ -43,6 +43,8 @@ type ContainerStatus struct {
 	Attached  bool         `json:"attached"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	PID       int          `json:"pid,omitempty"` // of the pause process; 0 when it is gone
+	// Attach is how long CNI ADD took; only Run knows it.
+	Attach time.Duration `json:"-"`
 }
 
 // containerRecord is container.json. It is written before anything of the
@@ -53,6 +55,8 @@ type containerRecord struct {
 	Command   []string     `json:"command,omitempty"`
 	Attached  bool         `json:"attached"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+
+	attach time.Duration
 }
 
 func (l *Lab) recordPath(name string) string { return l.path(name, "container.json") }
@@ -135,7 +139,9 @@ func (l *Lab) Run(ctx context.Context, spec ContainerSpec) (ContainerStatus, err
 		return st, errors.Join(fmt.Errorf("run %s on %s: %w", spec.Name, spec.Host, err), l.RemoveContainer(undo, spec.Name))
 	}
 	pid := readPID(l.path(spec.Name, "pause.pid")).PID
-	return ContainerStatus{Container: rec.Container, ID: id, Attached: true, Addresses: rec.Addresses, PID: pid}, nil
+	return ContainerStatus{
+		Container: rec.Container, ID: id, Attached: true, Addresses: rec.Addresses, PID: pid, Attach: rec.attach,
+	}, nil
 }
 
 func (l *Lab) checkSpec(spec ContainerSpec) error {
@@ -184,9 +190,11 @@ func (l *Lab) createContainer(ctx context.Context, rec *containerRecord) error {
 		return err
 	}
 	l.cfg.Step("attach " + rec.Name)
+	began := time.Now()
 	if rec.Addresses, err = l.cniAdd(ctx, host, *rec); err != nil {
 		return err
 	}
+	rec.attach = time.Since(began)
 	l.cfg.Step("attached " + rec.Name)
 	rec.Attached = true
 	if err := writeJSON(l.recordPath(rec.Name), *rec); err != nil {

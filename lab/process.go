@@ -27,7 +27,8 @@ type Process struct {
 }
 
 // lookupProcess reads the identity of a running pid. A zombie is reported as
-// not existing: nothing of it is left but its exit code.
+// not existing, because nothing of it is left but its exit code, unless other
+// threads of it are still ending: those hold its files, locks and namespaces.
 func lookupProcess(pid int) (Process, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -42,7 +43,8 @@ func lookupProcess(pid int) (Process, error) {
 	if len(fields) < 20 {
 		return Process{}, fmt.Errorf("read process %d: %d fields in the stat line, want 20", pid, len(fields))
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
+	dead := fields[0] == "Z" || fields[0] == "X"
+	if threads := fields[17]; dead && (threads == "0" || threads == "1") {
 		return Process{}, os.ErrProcessDone
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
