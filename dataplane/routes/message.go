@@ -9,6 +9,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// attribute is one attribute of a netlink message (netlink(7), struct rtattr).
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
+// attributes splits the part of a message that follows its header. The library's function for that panics on a message
+// that is cut short.
+func attributes(data []byte) ([]attribute, error) {
+	var attrs []attribute
+	for len(data) >= unix.SizeofRtAttr {
+		size := int(nl.NativeEndian().Uint16(data))
+		if size < unix.SizeofRtAttr || size > len(data) {
+			return nil, fmt.Errorf("netlink attribute of %d bytes in %d", size, len(data))
+		}
+		attrs = append(attrs, attribute{nl.NativeEndian().Uint16(data[2:]) & nl.NLA_TYPE_MASK, data[unix.SizeofRtAttr:size]})
+		data = data[min(len(data), align(size)):]
+	}
+	return attrs, nil
+}
+
+// align rounds up to the next multiple of four: attributes begin there.
+func align(size int) int { return (size + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1) }
+
 // parseRoute reads a route notification (rtnetlink(7), RTM_NEWROUTE and RTM_DELROUTE) as far as keyOf, valueOf and ours
 // look at it. The library reads such messages only on goroutines and channels of its own.
 func parseRoute(data []byte) (netlink.Route, error) {
@@ -16,7 +40,7 @@ func parseRoute(data []byte) (netlink.Route, error) {
 		return netlink.Route{}, fmt.Errorf("route message of %d bytes: must be at least %d", len(data), unix.SizeofRtMsg)
 	}
 	msg := nl.DeserializeRtMsg(data)
-	attrs, err := nl.ParseRouteAttr(data[unix.SizeofRtMsg:])
+	attrs, err := attributes(data[unix.SizeofRtMsg:])
 	if err != nil {
 		return netlink.Route{}, fmt.Errorf("route message: %w", err)
 	}
@@ -33,7 +57,7 @@ func parseRoute(data []byte) (netlink.Route, error) {
 	}
 	r.Dst = &net.IPNet{IP: make(net.IP, size), Mask: net.CIDRMask(int(msg.Dst_len), 8*size)}
 	for _, attr := range attrs {
-		if err := parseRouteAttr(&r, attr.Attr.Type, attr.Value); err != nil {
+		if err := parseRouteAttr(&r, attr.kind, attr.value); err != nil {
 			return r, err
 		}
 	}
@@ -79,13 +103,13 @@ func parseRouteAttr(r *netlink.Route, kind uint16, value []byte) error {
 }
 
 func parseMetrics(r *netlink.Route, value []byte) error {
-	metrics, err := nl.ParseRouteAttr(value)
+	metrics, err := attributes(value)
 	if err != nil {
 		return fmt.Errorf("route message: metrics: %w", err)
 	}
 	for _, m := range metrics {
-		if m.Attr.Type == unix.RTAX_MTU && len(m.Value) >= 4 {
-			r.MTU = int(nl.NativeEndian().Uint32(m.Value))
+		if m.kind == unix.RTAX_MTU && len(m.value) >= 4 {
+			r.MTU = int(nl.NativeEndian().Uint32(m.value))
 		}
 	}
 	return nil
@@ -97,7 +121,7 @@ func parseNextHops(r *netlink.Route, value []byte) error {
 			return fmt.Errorf("route message: next hop of %d bytes", len(value))
 		}
 		hop := nl.DeserializeRtNexthop(value)
-		size := (int(hop.RtNexthop.Len) + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
+		size := align(int(hop.RtNexthop.Len))
 		if size < unix.SizeofRtNexthop || size > len(value) {
 			return fmt.Errorf("route message: next hop of %d bytes in %d", size, len(value))
 		}

@@ -182,18 +182,21 @@ func (a *Applier) routeMatters(data []byte, deleted bool) bool {
 // linkEvents takes note of an interface. IPv4 routes go silently with the interface that goes or is set down, so that
 // is a Route event; and so is an interface that comes up while a route waits for one.
 func (a *Applier) linkEvents(data []byte, deleted bool) []Event {
+	if len(data) < unix.SizeofIfInfomsg {
+		return []Event{{Kind: Link}, {Kind: Route}}
+	}
 	info := nl.DeserializeIfInfomsg(data)
 	if info.Family != unix.AF_UNSPEC {
 		return nil // a bridge talks about its port
 	}
-	attrs, err := nl.ParseRouteAttr(data[info.Len():])
+	attrs, err := attributes(data[info.Len():])
 	if err != nil {
 		return []Event{{Kind: Link}, {Kind: Route}}
 	}
 	now := linkState{up: info.Flags&unix.IFF_UP != 0}
 	for _, attr := range attrs {
-		if attr.Attr.Type == unix.IFLA_IFNAME {
-			now.name = unix.ByteSliceToString(attr.Value)
+		if attr.kind == unix.IFLA_IFNAME {
+			now.name = unix.ByteSliceToString(attr.value)
 		}
 	}
 	index := int(info.Index)
@@ -212,8 +215,11 @@ func (a *Applier) linkEvents(data []byte, deleted bool) []Event {
 // addrEvents: IPv4 routes go silently with their preferred source address; and a new address may be what a gateway or
 // a source address waits for.
 func (a *Applier) addrEvents(data []byte, deleted bool) []Event {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return []Event{{Kind: Addr}, {Kind: Route}}
+	}
 	info := nl.DeserializeIfAddrmsg(data)
-	attrs, err := nl.ParseRouteAttr(data[info.Len():])
+	attrs, err := attributes(data[info.Len():])
 	if err != nil {
 		return []Event{{Kind: Addr}, {Kind: Route}}
 	}
@@ -225,8 +231,8 @@ func (a *Applier) addrEvents(data []byte, deleted bool) []Event {
 		return events
 	}
 	for _, attr := range attrs {
-		local := attr.Attr.Type == unix.IFA_LOCAL || attr.Attr.Type == unix.IFA_ADDRESS
-		if local && a.routesFrom(fromIP(attr.Value)) {
+		local := attr.kind == unix.IFA_LOCAL || attr.kind == unix.IFA_ADDRESS
+		if local && a.routesFrom(fromIP(attr.value)) {
 			return append(events, Event{Kind: Route})
 		}
 	}
@@ -246,15 +252,15 @@ func (a *Applier) confEvents(data []byte) []Event {
 	if len(data) < header {
 		return []Event{{Kind: Conf}}
 	}
-	attrs, err := nl.ParseRouteAttr(data[header:])
+	attrs, err := attributes(data[header:])
 	if err != nil {
 		return []Event{{Kind: Conf}}
 	}
 	for _, attr := range attrs {
-		if attr.Attr.Type != confIfindex || len(attr.Value) < 4 {
+		if attr.kind != confIfindex || len(attr.value) < 4 {
 			continue
 		}
-		switch index := int32(nl.NativeEndian().Uint32(attr.Value)); index {
+		switch index := int32(nl.NativeEndian().Uint32(attr.value)); index {
 		case confAll:
 			return []Event{{Kind: Conf, Interface: "all"}}
 		case confDefault:
