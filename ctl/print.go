@@ -97,7 +97,7 @@ func printerFor(output string) (printer, error) {
 	return bad(fmt.Errorf("unrecognized output format '%s'", output))
 }
 
-// single takes the brackets off a result of one, as calicoctl does.
+// marshalResults leaves out the list around a single result, as calicoctl does.
 func marshalResults(results []result, marshal func(v json.Marshaler) ([]byte, error)) ([]byte, error) {
 	if len(results) == 1 {
 		return marshal(results[0])

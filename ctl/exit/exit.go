@@ -19,8 +19,8 @@ const (
 	Input       Code = 3 // a file, resource or configuration that is not valid
 	NotFound    Code = 4 // the resource named is not there
 	Conflict    Code = 5 // it is there already, or somebody else changed it
-	Unreachable Code = 6 // the datastore does not answer, or refuses the certificate
-	Denied      Code = 7 // root or a permission is missing
+	Unreachable Code = 6 // the datastore does not answer
+	Denied      Code = 7 // root, credentials or a certificate are missing or refused
 	NotRunning  Code = 8 // the agent of this host does not run
 	Busy        Code = 9 // a port, lock or name is taken
 )
