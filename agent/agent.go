@@ -118,6 +118,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		g.Go(func() error { return a.speaker.Run(ctx) })
 	}
 	g.Go(func() error { return host.Run(ctx) })
+	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
 	for _, s := range servers {
 		g.Go(func() error { return s.serve(ctx) })

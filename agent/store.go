@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"time"
@@ -23,33 +24,47 @@ type connection struct {
 }
 
 // Close stops the embedded etcd too.
-func (s *connection) Close() error {
-	err := s.store.Close()
-	if s.server != nil {
-		err = errors.Join(err, s.server.Close())
+func (c *connection) Close() error {
+	err := c.store.Close()
+	if c.server != nil {
+		err = errors.Join(err, c.server.Close())
 	}
 	return err
 }
 
-// connected records whether the datastore answers.
-func (s *connection) connected(err error) (changed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	up := err == nil
-	if changed = s.status.Connected != up; changed {
-		s.status.Since = time.Now()
+// watch returns when the embedded etcd has stopped by itself, with its reason.
+func (c *connection) watch(ctx context.Context) error {
+	var failed <-chan error
+	if c.server != nil {
+		failed = c.server.Failed()
 	}
-	s.status.Connected, s.status.Error = up, ""
+	select {
+	case err := <-failed:
+		return fmt.Errorf("the embedded etcd has stopped: %w", err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// connected records whether the datastore answers.
+func (c *connection) connected(err error) (changed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	up := err == nil
+	if changed = c.status.Connected != up; changed {
+		c.status.Since = time.Now()
+	}
+	c.status.Connected, c.status.Error = up, ""
 	if !up {
-		s.status.Error = err.Error()
+		c.status.Error = err.Error()
 	}
 	return changed
 }
 
-func (s *connection) report() agentapi.Datastore {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.status
+func (c *connection) report() agentapi.Datastore {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status
 }
 
 // openDatastore connects to the datastore named, or starts the embedded one.
