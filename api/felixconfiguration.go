@@ -303,6 +303,25 @@ func (f *FelixConfiguration) Validate() error {
 	}
 	c.felixEnums(s)
 	c.felixNumbers(s)
+	c.felixDurations(s)
+	c.felixLists(s)
+	c.regexp("Spec.MTUIfacePattern", s.MTUIfacePattern)
+	c.regexp("Spec.BPFDataIfacePattern", s.BPFDataIfacePattern)
+	c.regexp("Spec.BPFL3IfacePattern", s.BPFL3IfacePattern)
+	if s.NATPortRange != nil && !validPort(*s.NATPortRange) {
+		c.add("Spec.NATPortRange", clip(s.NATPortRange.String()), "must be a port or a range min:max")
+	}
+	if s.InterfacePrefix != nil {
+		for p := range strings.SplitSeq(*s.InterfacePrefix, ",") {
+			if !ValidInterfaceName(p) {
+				c.add("Spec.InterfacePrefix", clip(*s.InterfacePrefix), interfaceReason)
+			}
+		}
+	}
+	return c.Err()
+}
+
+func (c *checker) felixDurations(s *FelixConfigurationSpec) {
 	for _, d := range []struct {
 		path  string
 		value *Duration
@@ -315,9 +334,9 @@ func (f *FelixConfiguration) Validate() error {
 	} {
 		c.notNegative(d.path, d.value)
 	}
-	c.regexp("Spec.MTUIfacePattern", s.MTUIfacePattern)
-	c.regexp("Spec.BPFDataIfacePattern", s.BPFDataIfacePattern)
-	c.regexp("Spec.BPFL3IfacePattern", s.BPFL3IfacePattern)
+}
+
+func (c *checker) felixLists(s *FelixConfigurationSpec) {
 	c.failsafePorts("Spec.FailsafeInboundHostPorts", s.FailsafeInboundHostPorts)
 	c.failsafePorts("Spec.FailsafeOutboundHostPorts", s.FailsafeOutboundHostPorts)
 	for i, n := range s.ExternalNodesList {
@@ -333,17 +352,6 @@ func (f *FelixConfiguration) Validate() error {
 			c.add(index("Spec.KubeNodePortRanges", i), clip(p.String()), "must be a port or a range min:max")
 		}
 	}
-	if s.NATPortRange != nil && !validPort(*s.NATPortRange) {
-		c.add("Spec.NATPortRange", clip(s.NATPortRange.String()), "must be a port or a range min:max")
-	}
-	if s.InterfacePrefix != nil {
-		for p := range strings.SplitSeq(*s.InterfacePrefix, ",") {
-			if !ValidInterfaceName(p) {
-				c.add("Spec.InterfacePrefix", clip(*s.InterfacePrefix), interfaceReason)
-			}
-		}
-	}
-	return c.Err()
 }
 
 func (c *checker) felixEnums(s *FelixConfigurationSpec) {

@@ -106,8 +106,13 @@ func ParseASNumber(s string) (ASNumber, error) {
 // String is the plain decimal form.
 func (a ASNumber) String() string { return strconv.FormatUint(uint64(a), 10) }
 
-// UnmarshalJSON reads a number or the two text forms.
+// UnmarshalJSON reads a number or the two text forms. The dotted form must be
+// text: as a number 1.10 would be 1.1, another AS.
 func (a *ASNumber) UnmarshalJSON(b []byte) error {
+	quoted := len(b) > 1 && b[0] == '"'
+	if !quoted && bytes.IndexByte(b, '.') >= 0 {
+		return fmt.Errorf("an AS number with a dot stands in quotes")
+	}
 	v, err := ParseASNumber(string(bytes.Trim(b, `"`)))
 	if err != nil {
 		return err
