@@ -140,7 +140,7 @@ func (a *app) list(ctx context.Context, client *resource.Client, g *getFlags, ki
 		return result{}, a.describe("get", kind.Name, fmt.Errorf("failed to get resources: %w", err))
 	}
 	for _, p := range problems {
-		a.warn("%s", p)
+		a.warn(p.Error())
 	}
 	if objects == nil {
 		objects = []api.Object{}

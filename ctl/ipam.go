@@ -128,7 +128,7 @@ func (a *app) showBorrowed(ctx context.Context, client *ipam.Client) error {
 		return err
 	}
 	for _, problem := range corrupt {
-		a.warn("%s", problem)
+		a.warn(problem.Error())
 	}
 	var rows [][]string
 	unknown := 0

@@ -71,18 +71,18 @@ func (a *app) nodeStatus(ctx context.Context, socket string, asJSON bool) error 
 // output on stdout has no place for it.
 func (a *app) warnings(s *agentapi.Status) {
 	if !s.Datastore.Connected {
-		a.warn("the datastore is not connected since %s: %s; what is configured stays as it is", s.Datastore.Since.Local().Format(time.DateTime), s.Datastore.Error)
+		a.warn(fmt.Sprintf("the datastore is not connected since %s: %s; what is configured stays as it is", s.Datastore.Since.Local().Format(time.DateTime), s.Datastore.Error))
 	}
 	for _, reason := range s.NotReady {
-		a.warn("not ready: %s", reason)
+		a.warn(fmt.Sprintf("not ready: %s", reason))
 	}
 	for _, t := range s.Tables {
 		if t.Failed > 0 {
-			a.warn("%s: %d of %d wanted are not in the kernel: %s", t.Name, t.Failed, t.Wanted, t.LastError)
+			a.warn(fmt.Sprintf("%s: %d of %d wanted are not in the kernel: %s", t.Name, t.Failed, t.Wanted, t.LastError))
 		}
 	}
 	for _, p := range s.Problems {
-		a.warn("%s", p)
+		a.warn(p)
 	}
 }
 

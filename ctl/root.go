@@ -218,7 +218,7 @@ func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, err
 		return nil, nil, exit.New(exit.Input, "", err)
 	}
 	for _, w := range warnings {
-		a.warn("%s", w)
+		a.warn(w)
 	}
 	if a.context != "" {
 		c.Kube.CurrentContext = a.context
@@ -262,6 +262,4 @@ func (a *app) storeError(c config.Config, err error) error {
 	return err
 }
 
-func (a *app) warn(format string, args ...any) {
-	fmt.Fprintf(a.Stderr, "Warning: "+format+"\n", args...)
-}
+func (a *app) warn(text string) { fmt.Fprintln(a.Stderr, "Warning:", text) }
