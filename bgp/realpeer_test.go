@@ -136,13 +136,13 @@ protocol bgp m4 from maneki { neighbor %s as 64512; source address %s; ipv4 { im
 protocol bgp m6 from maneki { neighbor %s as 64512; ipv6 { import all; export all; next hop self; }; }
 `
 
-func (h *host) bird(extra string) (stop func(syscall.Signal), show func(string) string) {
+func (h *host) bird(extra string, flags ...string) (stop func(syscall.Signal), show func(string) string) {
 	h.t.Helper()
 	bird := need(h.t, "bird", "bird2")
 	birdc := need(h.t, "birdc", "bird2")
 	conf := h.write("bird.conf", fmt.Sprintf(birdConf, extra, h.us, h.them, h.us6))
 	sock := filepath.Join(h.dir, "bird.ctl")
-	stop = h.daemon(bird, "-f", "-c", conf, "-s", sock, "-P", filepath.Join(h.dir, "bird.pid"))
+	stop = h.daemon(append([]string{bird, "-f", "-c", conf, "-s", sock, "-P", filepath.Join(h.dir, "bird.pid")}, flags...)...)
 	return stop, func(cmd string) string {
 		out, _ := h.command(append([]string{birdc, "-s", sock}, strings.Fields(cmd)...)...).CombinedOutput()
 		return string(out)
@@ -188,7 +188,7 @@ func TestBIRD(t *testing.T) {
 	eventually(t, "End-of-RIB", func() bool { return n.peer(h.them).EoR }, n)
 	stop(syscall.SIGKILL)
 	eventually(t, "stale", func() bool { return n.Best()[netip.MustParsePrefix("10.244.7.0/26")].Stale }, n)
-	h.bird("")
+	h.bird("", "-R") // as Calico starts it: BIRD then says that its forwarding state survived
 	end := time.Now().Add(15 * time.Second)
 	for n.Best()[netip.MustParsePrefix("10.244.7.0/26")].Stale || !n.peer(h.them).EoR {
 		if !n.has("10.244.7.0/26") || !n.has("10.244.8.0/26") {
@@ -249,6 +249,7 @@ log stdout
 router bgp 64512
  bgp router-id 172.31.0.3
  bgp graceful-restart
+ bgp graceful-restart preserve-fw-state
  no bgp ebgp-requires-policy
  no bgp network import-check
  timers bgp 3 9

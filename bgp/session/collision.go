@@ -14,8 +14,7 @@ import (
 //
 //   - an OPEN on the connection that is not preferred is left unanswered while the preferred one is still
 //     waiting for its OPEN, and answered as soon as that one fails;
-//   - once a connection has been answered with KEEPALIVE, a dial of ours that completes later is closed
-//     before anything is said on it.
+//   - once a connection has been answered with KEEPALIVE, a dial of ours still in flight is cancelled.
 //
 // So neither end can become Established on a connection that the other end is going to give up.
 
@@ -64,6 +63,7 @@ func (f *fsm) decideOpen(c *conn, cfg Config) bool {
 		f.drop(c, message.Collision())
 		return false
 	}
+	f.cancelDial()
 	for i := len(f.conns) - 1; i >= 0; i-- {
 		if o := f.conns[i]; o != c {
 			f.drop(o, message.Collision())
@@ -79,16 +79,12 @@ func (f *fsm) decideOpen(c *conn, cfg Config) bool {
 	return true
 }
 
-// takeDialled takes a completed dial into the handshake, unless a connection has been answered.
+// takeDialled takes a completed dial into the handshake.
 func (f *fsm) takeDialled(ev event) {
 	f.dialing = false
 	if ev.err != nil {
 		f.failures++
 		f.note(ev.err)
-		return
-	}
-	if f.confirmed() != nil {
-		ev.net.Close()
 		return
 	}
 	f.greet(ev.net, true)

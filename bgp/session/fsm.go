@@ -29,7 +29,9 @@ type fsm struct {
 	conns    []*conn // connections in the handshake, oldest first
 	up       *conn   // the established connection
 	dialing  bool
-	failures int // attempts in a row that led to no lasting session
+	dials    uint64             // numbers the dials: results of cancelled ones are void
+	undial   context.CancelFunc // ends the dial in flight
+	failures int                // attempts in a row that led to no lasting session
 	grace    time.Duration
 
 	feed                          Feed
@@ -62,6 +64,7 @@ type event struct {
 	msg   message.Type
 	body  []byte
 	err   error
+	dial  uint64 // number of the dial of an evDialed
 }
 
 func newFSM(ctx context.Context, s *Session) *fsm {
@@ -143,7 +146,12 @@ func (f *fsm) next() event {
 		case c := <-f.s.incoming:
 			return event{kind: evIncoming, net: c}
 		case ev := <-f.events:
-			if ev.conn == nil || !ev.conn.dropped {
+			switch {
+			case ev.kind == evDialed && ev.dial != f.dials:
+				if ev.net != nil {
+					ev.net.Close()
+				}
+			case ev.conn == nil || !ev.conn.dropped:
 				return ev
 			}
 		case <-f.stale.C:
@@ -177,13 +185,27 @@ func (f *fsm) send(ev event) bool {
 // dial starts a connection attempt; its end is an evDialed.
 func (f *fsm) dial() {
 	f.dialing = true
-	cfg := f.s.Config()
+	f.dials++
+	n, cfg := f.dials, f.s.Config()
+	ctx, cancel := context.WithCancel(f.ctx)
+	f.undial = cancel
 	f.wg.Go(func() {
-		c, err := dial(f.ctx, cfg)
-		if !f.send(event{kind: evDialed, net: c, err: err}) && c != nil {
+		defer cancel()
+		c, err := dial(ctx, cfg)
+		if !f.send(event{kind: evDialed, net: c, err: err, dial: n}) && c != nil {
 			c.Close()
 		}
 	})
+}
+
+// cancelDial ends the dial in flight as soon as another connection has been answered. A peer that sees us
+// connect while the session is up would take it for a restart of ours (RFC 4724 §5).
+func (f *fsm) cancelDial() {
+	if f.dialing {
+		f.undial()
+		f.dialing = false
+		f.dials++
+	}
 }
 
 // greet takes a new connection into the handshake: it sends OPEN and starts reading.

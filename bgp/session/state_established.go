@@ -118,7 +118,9 @@ func (f *fsm) lost(err error, began time.Time) (state, string) {
 	var told *message.NotificationError
 	f.note(err)
 	f.s.opt.Log.Warn("bgp session lost", "peer", f.s.opt.Config.Remote.Addr(), "reason", f.s.Status().LastError, "after", time.Since(began).Round(time.Millisecond))
-	f.leave(why, why == nil && !errors.As(err, &told))
+	// A NOTIFICATION ends graceful restart (RFC 4724 §4.2), but not one that only says that the peer goes on
+	// with its other connection.
+	f.leave(why, why == nil && (!errors.As(err, &told) || told.Collision()))
 	f.failures++
 	if time.Since(began) > stableAfter {
 		f.failures = 0
@@ -149,11 +151,6 @@ func (f *fsm) newcomer(ev event, old *conn) bool {
 		}
 		f.dropAll(nil)
 		f.greet(ev.net, false)
-	case evDialed:
-		f.dialing = false
-		if ev.net != nil {
-			ev.net.Close()
-		}
 	case evConnError:
 		f.drop(ev.conn, asFault(ev.err))
 	case evMessage:

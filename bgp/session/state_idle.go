@@ -19,6 +19,7 @@ func (st idle) run(f *fsm) (state, string) {
 		}
 		return connect{}, "start"
 	}
+	f.cancelDial()
 	f.retry.Reset(st.hold)
 	defer f.retry.Stop()
 	for {
@@ -27,11 +28,6 @@ func (st idle) run(f *fsm) (state, string) {
 			return nil, "stopped"
 		case evRetry:
 			return idle{}, "idle hold time is over"
-		case evDialed:
-			f.dialing = false
-			if ev.net != nil {
-				ev.net.Close()
-			}
 		case evIncoming:
 			_ = f.write(ev.net, message.Rejected("session is held down").Notification())
 			ev.net.Close()
