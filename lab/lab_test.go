@@ -231,7 +231,7 @@ func TestAgentsAndContainers(t *testing.T) {
 subnets: [{name: net1, cidr: 172.18.0.0/24}]
 hosts:
 - {name: h1, asNumber: 65001, args: [--extra]}
-- {name: h2, env: {COLOUR: red}}
+- {name: h2, env: {COLOUR: red}, labels: {zone: west, rack: r1}}
 - {name: h3, agent: manual}
 containers: [{name: c1, host: h1, namespace: prod, labels: {app: web}}]
 `)
@@ -248,7 +248,7 @@ containers: [{name: c1, host: h1, namespace: prod, labels: {app: web}}]
 	if want := "args [--name h1 --ip 172.18.0.11 --etcd-listen=http://172.18.0.11:2379 --extra] etcd  as 65001\n"; log1 != want {
 		t.Errorf("agent of h1 was started as %q, want %q", log1, want)
 	}
-	if log2, want := run("agent", "log", "h2"), "args [--name h2 --ip 172.18.0.12] etcd http://172.18.0.11:2379 as \n"; log2 != want {
+	if log2, want := run("agent", "log", "h2"), "args [--name h2 --ip 172.18.0.12 --label rack=r1 --label zone=west] etcd http://172.18.0.11:2379 as \n"; log2 != want {
 		t.Errorf("agent of h2 was started as %q, want %q", log2, want)
 	}
 	if env := run("exec", "--host", "h2", "--", "env"); !strings.Contains(env, "COLOUR=red\n") || !strings.Contains(env, "NODENAME=h2\n") {

@@ -300,6 +300,7 @@ func (t Topology) Validate() error {
 	return err
 }
 
+// checkName checks the name of a lab or of one of its members.
 func checkName(field, name string) error {
 	if len(name) > MaxNameLen || !namePattern.MatchString(name) {
 		return fmt.Errorf("topology: field %s: name %q is not allowed, want 1 to %d of a-z, 0-9 and - (not at the ends)",
@@ -310,9 +311,6 @@ func checkName(field, name string) error {
 	}
 	return nil
 }
-
-// CheckName checks the name of a lab or of one of its members.
-func CheckName(field, name string) error { return checkName(field, name) }
 
 // checkNames makes sure that a name means one thing in the whole lab: state
 // directories, switch ports and `lab exec NAME` rely on it.
@@ -419,12 +417,12 @@ func (t Topology) checkHost(i int, h Host) error {
 			return fmt.Errorf("topology: field %s: %q holds a zero byte", at(fmt.Sprintf("args[%d]", j)), a)
 		}
 	}
-	return CheckLabels("topology: field "+at("labels"), h.Labels)
+	return checkLabels("topology: field "+at("labels"), h.Labels)
 }
 
-// CheckLabels checks keys and values against the label syntax of Kubernetes
+// checkLabels checks keys and values against the label syntax of Kubernetes
 // and Calico (optional prefix/, 63 characters).
-func CheckLabels(field string, labels map[string]string) error {
+func checkLabels(field string, labels map[string]string) error {
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		if !labelPattern.MatchString(k) {
 			return fmt.Errorf("%s: key %q is not allowed, want [prefix/]name of up to 63 letters, digits, - _ .", field, k)
@@ -484,5 +482,5 @@ func (c Container) check(nsField, labelField string) error {
 	if c.Namespace != "" && (len(c.Namespace) > 63 || !namePattern.MatchString(c.Namespace)) {
 		return fmt.Errorf("%s: %q is not allowed, want up to 63 of a-z, 0-9 and - (not at the ends)", nsField, c.Namespace)
 	}
-	return CheckLabels(labelField, c.Labels)
+	return checkLabels(labelField, c.Labels)
 }

@@ -74,6 +74,9 @@ func withCode(err error) error {
 	if err == nil || errors.As(err, &coded) {
 		return err
 	}
+	if errors.Is(err, context.Canceled) {
+		return exit.New(exit.General, "", errors.New("interrupted"))
+	}
 	for _, c := range []struct {
 		class error
 		code  exit.Code
