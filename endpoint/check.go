@@ -85,7 +85,7 @@ func (m *Manager) checkAssigned(ctx context.Context, id ID, have []netip.Prefix)
 
 // checkKernel compares the pair and the container's side with the endpoint.
 func (m *Manager) checkKernel(netns *os.File, ifName string, w *api.WorkloadEndpoint) error {
-	outer, err := m.host.netlink.LinkByName(w.Spec.InterfaceName)
+	outer, err := m.host.link(w.Spec.InterfaceName)
 	if err != nil {
 		return fmt.Errorf("%w: host interface %s: %w", ErrBroken, w.Spec.InterfaceName, err)
 	}
@@ -148,11 +148,15 @@ func checkInside(handle *netlink.Handle, link netlink.Link, want []netip.Prefix)
 
 // checkRoutes looks for the host's routes to the container.
 func (h *host) checkRoutes(hostName string, want []netip.Prefix) error {
-	link, err := h.netlink.LinkByName(hostName)
+	link, err := h.link(hostName)
 	if err != nil {
 		return fmt.Errorf("%w: host interface %s: %w", ErrBroken, hostName, err)
 	}
-	routes, err := h.netlink.RouteList(link, netlink.FAMILY_ALL)
+	var routes []netlink.Route
+	err = h.with(func(nl *netlink.Handle) (err error) {
+		routes, err = nl.RouteList(link, netlink.FAMILY_ALL)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", hostName, err)
 	}
@@ -197,7 +201,7 @@ const missing = "\x00"
 
 // alias is the alias of a host interface.
 func (h *host) alias(name string) (string, error) {
-	link, err := h.netlink.LinkByName(name)
+	link, err := h.link(name)
 	if notFound(err) {
 		return missing, nil
 	}
@@ -218,7 +222,11 @@ func (h *host) removeIf(name, alias string) error {
 
 // ourLinks are the host interfaces with an alias of ours: name to alias.
 func (m *Manager) ourLinks() (map[string]string, error) {
-	links, err := m.host.netlink.LinkList()
+	var links []netlink.Link
+	err := m.host.with(func(nl *netlink.Handle) (err error) {
+		links, err = nl.LinkList()
+		return err
+	})
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // an incomplete list is completed by the next call
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -71,16 +71,19 @@ func visit(ns, home *os.File, fn func() error) error {
 
 // host is the namespace that the host ends of the pairs are in.
 type host struct {
-	file    *os.File
-	home    *os.File // the process's own, where threads go back to
-	own     bool     // file is home: no visit is needed
-	id      identity
-	netlink *netlink.Handle
+	file *os.File
+	home *os.File // the process's own, where threads go back to
+	own  bool     // file is home: no visit is needed
+	id   identity
+	idle chan *netlink.Handle // open sockets that nobody uses
 }
+
+// maxIdle is how many netlink sockets are kept open.
+const maxIdle = 8
 
 // openHost opens the host's namespace, which is f, or the calling thread's when f is nil.
 func openHost(f *os.File) (_ *host, err error) {
-	h := &host{}
+	h := &host{idle: make(chan *netlink.Handle, maxIdle)}
 	defer func() {
 		if err != nil {
 			h.close()
@@ -106,19 +109,12 @@ func openHost(f *os.File) (_ *host, err error) {
 		return nil, err
 	}
 	h.own = h.id == homeID
-	err = h.do(func() (err error) {
-		h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open netlink on the host: %w", err)
-	}
 	return h, nil
 }
 
 func (h *host) close() {
-	if h.netlink != nil {
-		h.netlink.Close()
+	for len(h.idle) > 0 {
+		(<-h.idle).Close()
 	}
 	for _, f := range []*os.File{h.file, h.home} {
 		if f != nil {
@@ -133,4 +129,39 @@ func (h *host) do(fn func() error) error {
 		return fn()
 	}
 	return visit(h.file, h.home, fn)
+}
+
+// with runs fn with a netlink socket in the host's namespace that nobody else uses meanwhile. One socket for all would
+// have everybody wait for each deletion, which takes the kernel tens of milliseconds (it waits for readers to pass)
+// but not its lock.
+func (h *host) with(fn func(nl *netlink.Handle) error) error {
+	var nl *netlink.Handle
+	select {
+	case nl = <-h.idle:
+	default:
+		err := h.do(func() (err error) {
+			nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("open netlink on the host: %w", err)
+		}
+	}
+	defer func() {
+		select {
+		case h.idle <- nl:
+		default:
+			nl.Close()
+		}
+	}()
+	return fn(nl)
+}
+
+// link finds an interface of the host.
+func (h *host) link(name string) (l netlink.Link, err error) {
+	err = h.with(func(nl *netlink.Handle) error {
+		l, err = nl.LinkByName(name)
+		return err
+	})
+	return l, err
 }

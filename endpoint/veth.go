@@ -167,13 +167,15 @@ func (h *host) bringUp(index int, p pair) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Index, attrs.Name, attrs.Alias, attrs.Flags = index, p.hostName, p.alias, net.FlagUp
 	end := &netlink.GenericLink{LinkAttrs: attrs, LinkType: "veth"}
-	if err := h.netlink.LinkModify(end); err != nil {
-		return fmt.Errorf("set %s up: %w", p.hostName, err)
-	}
-	if !p.v6 {
-		return nil
-	}
-	return addAddress(h.netlink, end, netip.PrefixFrom(gateway6, 64))
+	return h.with(func(nl *netlink.Handle) error {
+		if err := nl.LinkModify(end); err != nil {
+			return fmt.Errorf("set %s up: %w", p.hostName, err)
+		}
+		if !p.v6 {
+			return nil
+		}
+		return addAddress(nl, end, netip.PrefixFrom(gateway6, 64))
+	})
 }
 
 // bringUp sets the container's end and its loopback interface up. Runtimes usually have a plugin for lo; without one
@@ -271,7 +273,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // removeLink removes the host's end of a pair and with it the container's. It is no error when it is not there.
 func (h *host) removeLink(name string) error {
-	link, err := h.netlink.LinkByName(name)
+	link, err := h.link(name)
 	if notFound(err) {
 		return nil
 	}
@@ -281,7 +283,7 @@ func (h *host) removeLink(name string) error {
 	if link.Type() != "veth" {
 		return fmt.Errorf("interface %s is a %s, not a veth: it is left alone", name, link.Type())
 	}
-	if err := h.netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := h.with(func(nl *netlink.Handle) error { return nl.LinkDel(link) }); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
 	return nil
