@@ -43,8 +43,9 @@ type Batch struct {
 // watched are not made up. After the first snapshot and after every recovery
 // there is a batch without Err, even if it holds no event.
 //
-// If the store is not a Snapshotter every query is followed on its own. deliver
-// is never called twice at the same time.
+// If the store is not a Snapshotter every query is followed on its own, and each
+// reports its own losses and recoveries. deliver is never called twice at the
+// same time.
 func Follow(ctx context.Context, s Store, deliver func(Batch), qs ...Query) error {
 	if len(qs) == 0 {
 		return errors.New("follow: no query given")
@@ -54,6 +55,7 @@ func Follow(ctx context.Context, s Store, deliver func(Batch), qs ...Query) erro
 			return fmt.Errorf("follow: %w", err)
 		}
 	}
+	qs = withoutOverlap(qs)
 	groups := [][]Query{qs}
 	if _, ok := s.(Snapshotter); !ok {
 		groups = nil
@@ -69,6 +71,18 @@ func Follow(ctx context.Context, s Store, deliver func(Batch), qs ...Query) erro
 	}
 	wg.Wait()
 	return ctx.Err()
+}
+
+// withoutOverlap drops queries whose keys another one selects as well.
+func withoutOverlap(qs []Query) []Query {
+	var out []Query
+	for i, q := range qs {
+		all := Query{Kind: q.Kind}
+		if !slices.Contains(qs[:i], q) && (q == all || !slices.Contains(qs, all)) {
+			out = append(out, q)
+		}
+	}
+	return out
 }
 
 // outlet is where the followers of one Follow meet.
@@ -176,8 +190,8 @@ func (f *follower) diff(entries []Entry, rev Revision) []Event {
 	return events
 }
 
-// fresh is a watch's batch without what the consumer knows already: two queries
-// may select the same key.
+// fresh notes a watch's batch and drops what the consumer knows already, should a
+// store repeat itself.
 func (f *follower) fresh(batch []Event) []Event {
 	events := make([]Event, 0, len(batch))
 	for _, e := range batch {

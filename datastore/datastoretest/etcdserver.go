@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +21,9 @@ import (
 type EtcdServer struct {
 	t       testing.TB
 	scheme  string
+	name    string
+	peer    string // URL for other members
+	cluster string // "name=peer URL,..." of all members
 	args    []string
 	cmd     *exec.Cmd
 	exited  chan error
@@ -31,14 +36,41 @@ type EtcdServer struct {
 // among them its clients need TLS. The test fails if etcd is not installed.
 func StartEtcd(t testing.TB, args ...string) *EtcdServer {
 	t.Helper()
-	s := &EtcdServer{t: t, scheme: "http", args: args, Dir: filepath.Join(t.TempDir(), "etcd"), Address: freeAddress(t)}
-	for _, a := range args {
-		if a == "--cert-file" {
-			s.scheme = "https"
-		}
-	}
-	s.Start()
+	s := newServer(t, "test", args)
+	s.cluster = s.name + "=" + s.peer
+	s.launch()
+	s.ready()
 	t.Cleanup(s.Kill)
+	return s
+}
+
+// StartEtcdCluster starts a cluster of n members.
+func StartEtcdCluster(t testing.TB, n int) []*EtcdServer {
+	t.Helper()
+	var members []*EtcdServer
+	var peers []string
+	for i := range n {
+		m := newServer(t, "m"+strconv.Itoa(i), nil)
+		members = append(members, m)
+		peers = append(peers, m.name+"="+m.peer)
+	}
+	for _, m := range members {
+		m.cluster = strings.Join(peers, ",")
+		m.launch()
+		t.Cleanup(m.Kill)
+	}
+	for _, m := range members {
+		m.ready()
+	}
+	return members
+}
+
+func newServer(t testing.TB, name string, args []string) *EtcdServer {
+	s := &EtcdServer{t: t, name: name, scheme: "http", args: args, Dir: filepath.Join(t.TempDir(), "etcd")}
+	if slices.Contains(args, "--cert-file") {
+		s.scheme = "https"
+	}
+	s.Address, s.peer = freeAddress(t), "http://"+freeAddress(t)
 	return s
 }
 
@@ -48,19 +80,24 @@ func (s *EtcdServer) Endpoint() string { return s.scheme + "://" + s.Address }
 // Start starts the server again, with the same address and data.
 func (s *EtcdServer) Start() {
 	s.t.Helper()
+	s.launch()
+	s.ready()
+}
+
+func (s *EtcdServer) launch() {
+	s.t.Helper()
 	path, err := exec.LookPath("etcd")
 	if err != nil {
 		s.t.Fatal("etcd is not installed: apt-get install etcd-server")
 	}
-	peer := "http://" + freeAddress(s.t)
 	log, err := os.OpenFile(s.Dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
 	s.cmd = exec.Command(path, append([]string{
-		"--name", "test", "--data-dir", s.Dir, "--listen-client-urls", s.Endpoint(), "--advertise-client-urls", s.Endpoint(),
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "test=" + peer,
+		"--name", s.name, "--data-dir", s.Dir, "--listen-client-urls", s.Endpoint(), "--advertise-client-urls", s.Endpoint(),
+		"--listen-peer-urls", s.peer, "--initial-advertise-peer-urls", s.peer, "--initial-cluster", s.cluster,
 	}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -69,6 +106,10 @@ func (s *EtcdServer) Start() {
 	}
 	s.exited = make(chan error, 1)
 	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(s.cmd, s.exited)
+}
+
+func (s *EtcdServer) ready() {
+	s.t.Helper()
 	if err := s.waitReady(); err != nil {
 		text, _ := os.ReadFile(s.Dir + ".log")
 		s.t.Fatalf("etcd %v\n%s", err, text)

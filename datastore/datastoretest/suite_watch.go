@@ -270,7 +270,9 @@ func testFollow(t *testing.T, f *fixture) {
 	ctx, cancel := context.WithCancel(f.ctx())
 	c := &Consumer{}
 	var group sync.WaitGroup
-	group.Go(func() { _ = datastore.Follow(ctx, f.Store, c.Deliver, handles, datastore.Query{Kind: "WorkloadEndpoint"}) })
+	group.Go(func() {
+		_ = datastore.Follow(ctx, f.Store, c.Deliver, handles, datastore.Query{Kind: "WorkloadEndpoint"})
+	})
 	defer group.Wait()
 	defer cancel()
 	if err := writeRandomly(f.ctx(), f, 60, rand.New(rand.NewPCG(3, 4))); err != nil {

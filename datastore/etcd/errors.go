@@ -64,7 +64,7 @@ func (s *Store) classify(ctx context.Context, err error, cause string) error {
 			return err
 		}
 	}
-	switch rpctypes.Error(err) {
+	switch answer(err) {
 	case rpctypes.ErrCompacted, rpctypes.ErrFutureRev:
 		return fmt.Errorf("%w (%w)", datastore.ErrCompacted, err)
 	case rpctypes.ErrAuthFailed:
@@ -86,19 +86,44 @@ func (s *Store) classify(ctx context.Context, err error, cause string) error {
 	return s.unreachable(err, cause)
 }
 
+// answer is the error that the server answered with, if it is one. For the end of
+// a watch old servers wrap its text.
+func answer(err error) error {
+	known := rpctypes.Error(err)
+	for _, e := range []error{rpctypes.ErrPermissionDenied, rpctypes.ErrInvalidAuthToken} {
+		if strings.HasSuffix(err.Error(), e.Error()) {
+			return e
+		}
+	}
+	return known
+}
+
 // unreachable says why no answer came.
 func (s *Store) unreachable(err error, cause string) error {
 	if cause == "" {
 		cause = err.Error()
 	}
-	cause = shorten(cause)
 	if hint := s.tlsHint(cause); hint != "" {
-		return fmt.Errorf("%w: etcd at %s: %s (%s)", datastore.ErrDenied, s.where(), hint, cause)
+		return fmt.Errorf("%w: etcd at %s: %s (%s)", datastore.ErrDenied, s.where(), hint, shorten(cause))
 	}
+	hint := s.schemeHint(cause)
+	cause = shorten(cause)
 	if errors.Is(err, context.DeadlineExceeded) && strings.Contains(cause, "context deadline exceeded") {
 		cause = fmt.Sprintf("no answer within %s", s.timeout)
 	}
-	return fmt.Errorf("%w: etcd at %s: %s", datastore.ErrUnavailable, s.where(), cause)
+	return fmt.Errorf("%w: etcd at %s: %s%s", datastore.ErrUnavailable, s.where(), cause, hint)
+}
+
+// schemeHint names the other scheme when the connection was closed in the way
+// of a server that expects it.
+func (s *Store) schemeHint(cause string) string {
+	switch {
+	case s.tls != nil && (strings.Contains(cause, "handshake failed: EOF") || strings.Contains(cause, "handshake failed: read")):
+		return " (closed in the TLS handshake: if the server is without TLS, write http://)"
+	case s.tls == nil && strings.Contains(cause, "server preface"):
+		return " (closed before it spoke etcd's protocol: if the server wants TLS, write https://)"
+	}
+	return ""
 }
 
 func (s *Store) where() string { return strings.Join(s.endpoints, ", ") }

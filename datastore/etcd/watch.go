@@ -125,11 +125,7 @@ func (r *watchRun) run(ctx context.Context) error {
 	defer stop(nil)
 	defer context.AfterFunc(r.store.ctx, func() { stop(errClosed) })()
 
-	var client *clientv3.Client
-	err := r.store.request(ctx, "connect", func(ctx context.Context, c *clientv3.Client) error {
-		client = c
-		return ready(ctx, c)
-	})
+	client, err := r.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -153,6 +149,29 @@ func (r *watchRun) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// connect waits for a connection and checks what a watch would not tell: that
+// the cluster answers, lets us read, and is not older than what we have seen.
+func (r *watchRun) connect(ctx context.Context) (client *clientv3.Client, err error) {
+	err = r.store.request(ctx, "connect", func(ctx context.Context, c *clientv3.Client) error {
+		client = c
+		if err := r.ask(ctx, c); err != nil {
+			return err
+		}
+		return ready(ctx, c)
+	})
+	return client, err
+}
+
+// ask reads next to nothing.
+func (r *watchRun) ask(ctx context.Context, c *clientv3.Client) error {
+	seen := r.newest(0)
+	resp, err := c.Get(ctx, r.spans[0].Start, clientv3.WithCountOnly())
+	if err == nil && resp.Header.Revision < seen {
+		err = fmt.Errorf("%w: etcd went back from revision %d to %d", datastore.ErrCompacted, seen, resp.Header.Revision)
+	}
+	return err
 }
 
 // ready waits until the client has a connection. The in-process client needs
@@ -216,20 +235,9 @@ func (r *watchRun) beat(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		var now int64
-		before := r.newest(0)
-		err := r.store.request(ctx, "heartbeat", func(ctx context.Context, c *clientv3.Client) error {
-			resp, err := c.Get(ctx, r.spans[0].Start, clientv3.WithCountOnly())
-			if err == nil {
-				now = resp.Header.Revision
-			}
-			return err
-		})
+		err := r.store.request(ctx, "heartbeat", r.ask)
 		if err != nil {
 			return err
-		}
-		if now < before {
-			return fmt.Errorf("%w: etcd went back from revision %d to %d", datastore.ErrCompacted, before, now)
 		}
 	}
 }

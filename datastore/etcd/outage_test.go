@@ -1,0 +1,290 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/datastore/datastoretest"
+	"github.com/manekinet/maneki/datastore/etcd"
+)
+
+var handles = datastore.Query{Kind: datastore.KindIPAMHandle}
+
+func handle(i int) datastore.Key {
+	return datastore.Key{Kind: datastore.KindIPAMHandle, Name: strconv.Itoa(i)}
+}
+
+func put(t *testing.T, s datastore.Store, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		if _, err := s.Put(t.Context(), handle(i), []byte(strconv.Itoa(i)), datastore.Always()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// follow lets a consumer follow the handles until the test ends.
+func follow(t *testing.T, s datastore.Store) *datastoretest.Consumer {
+	t.Helper()
+	c := &datastoretest.Consumer{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { _ = datastore.Follow(ctx, s, c.Deliver, handles, datastore.Query{Kind: "Node"}) })
+	t.Cleanup(func() { cancel(); group.Wait() })
+	return c
+}
+
+func waitFor(t *testing.T, c *datastoretest.Consumer, s datastore.Store) {
+	t.Helper()
+	if err := c.WaitFor(t.Context(), s, handles); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitLost waits until the consumer has heard of a lost connection and returns
+// what it heard.
+func waitLost(t *testing.T, c *datastoretest.Consumer, within time.Duration) error {
+	t.Helper()
+	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := c.Lost(); err != nil {
+			return err
+		}
+	}
+	t.Fatalf("the loss was not reported in %s", within)
+	return nil
+}
+
+// Every call on a datastore that is not there fails in time and names it.
+func TestUnreachable(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never says a word
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	for _, c := range []struct {
+		name, address, says string
+		user                string
+	}{
+		{"refused", closed.Addr().String(), "connection refused", ""},
+		{"refused, with a password", closed.Addr().String(), "", "u"},
+		{"silent", silent.Addr().String(), "", ""},
+		{"no such host", "nosuchhost.invalid:2379", "nosuchhost.invalid", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := open(t, etcd.Config{Endpoints: []string{"http://" + c.address}, RequestTimeout: time.Second, DialTimeout: time.Second, Username: c.user, Password: c.user})
+			calls := map[string]func() error{
+				"get":    func() error { _, err := s.Get(t.Context(), handle(1)); return err },
+				"list":   func() error { _, _, err := s.List(t.Context(), handles); return err },
+				"put":    func() error { _, err := s.Put(t.Context(), handle(1), nil, datastore.Always()); return err },
+				"delete": func() error { return s.Delete(t.Context(), handle(1), datastore.Always()) },
+				"watch": func() error {
+					w := s.Watch(t.Context(), "", handles)
+					for range w.Events() {
+					}
+					return w.Err()
+				},
+			}
+			for name, call := range calls {
+				begun := time.Now()
+				err := call()
+				if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.address) || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("%s: error is %v", name, err)
+				}
+				if took := time.Since(begun); took > 3*time.Second {
+					t.Errorf("%s took %s", name, took)
+				}
+			}
+		})
+	}
+}
+
+// A caller's own deadline is the caller's error.
+func TestCallersDeadline(t *testing.T) {
+	s := open(t, etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	_, err := s.Get(ctx, handle(1))
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > time.Second {
+		t.Errorf("error is %v after %s", err, time.Since(begun))
+	}
+}
+
+// A follower survives crash and restart of the server without a lost or
+// repeated effect, also of what happened while it was not connected.
+func TestFollowRestart(t *testing.T) {
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
+	put(t, s, 0, 20)
+	c := follow(t, s)
+	waitFor(t, c, s)
+	server.Kill()
+	if err := waitLost(t, c, 3*time.Second); !strings.Contains(err.Error(), server.Endpoint()) {
+		t.Errorf("the loss does not name the endpoint: %v", err)
+	}
+	server.Start()
+	begun := time.Now()
+	direct := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+	put(t, direct, 10, 30)
+	if err := direct.Delete(t.Context(), handle(5), datastore.Always()); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, c, direct)
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("following again took %s", took)
+	} else {
+		t.Logf("following again took %s", took)
+	}
+}
+
+// A server that stops answering with its connections open is noticed; after it
+// goes on, so does everything.
+func TestFollowPause(t *testing.T) {
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
+	put(t, s, 0, 5)
+	c := follow(t, s)
+	waitFor(t, c, s)
+	server.Pause()
+	waitLost(t, c, 12*time.Second)
+	if _, err := s.Put(t.Context(), handle(0), nil, datastore.Always()); !errors.Is(err, datastore.ErrUnavailable) {
+		t.Errorf("put on a stopped server: %v", err)
+	}
+	server.Resume()
+	begun := time.Now()
+	waitFor(t, c, s)
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("recovery took %s", took)
+	} else {
+		t.Logf("recovery took %s", took)
+	}
+}
+
+// Compaction past a watch that was cut ends in a list and the differences.
+func TestFollowCompaction(t *testing.T) {
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+	put(t, s, 0, 20)
+	cl := admin(t, server)
+	old, rev, err := s.List(t.Context(), handles)
+	if err != nil || len(old) != 20 {
+		t.Fatal(err)
+	}
+	put(t, s, 0, 20)
+	compact(t, cl)
+	// The first watch starts from before the compaction, as after a long sleep.
+	stale := &staleOnce{Store: s, rev: rev, entries: old}
+	c := follow(t, stale)
+	waitFor(t, c, s)
+	if n, _ := c.Lost(); n != 0 {
+		t.Errorf("a compaction was reported %d times as a lost connection", n)
+	}
+}
+
+// staleOnce answers the first list from the past.
+type staleOnce struct {
+	datastore.Store
+	mu      sync.Mutex
+	used    bool
+	rev     datastore.Revision
+	entries []datastore.Entry
+}
+
+func (s *staleOnce) List(ctx context.Context, q datastore.Query) ([]datastore.Entry, datastore.Revision, error) {
+	s.mu.Lock()
+	first := !s.used && q == handles
+	s.used = s.used || first
+	s.mu.Unlock()
+	if first {
+		return s.entries, s.rev, nil
+	}
+	return s.Store.List(ctx, q)
+}
+
+// A server that comes back with yesterday's data: what was written since is
+// gone, and the follower says so, although its revision lies in the future.
+func TestFollowRestoredBackup(t *testing.T) {
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
+	put(t, s, 0, 10)
+	server.Kill()
+	backup := server.Dir + ".backup"
+	if out, err := exec.Command("cp", "-a", server.Dir, backup).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	server.Start()
+	put(t, s, 5, 60)
+	c := follow(t, s)
+	waitFor(t, c, s)
+	server.Kill()
+	if err := os.RemoveAll(server.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(backup, server.Dir); err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
+	put(t, s, 100, 103)
+	waitFor(t, c, s)
+	if es, _, err := s.List(t.Context(), handles); err != nil || len(es) != 13 {
+		t.Errorf("%d handles after the restore (%v), want 13", len(es), err)
+	}
+}
+
+// With several members the store goes on when one of them is killed or hangs.
+func TestFailOver(t *testing.T) {
+	members := datastoretest.StartEtcdCluster(t, 3)
+	var endpoints []string
+	for _, m := range members {
+		endpoints = append(endpoints, m.Endpoint())
+	}
+	s := open(t, etcd.Config{Endpoints: endpoints})
+	put(t, s, 0, 10)
+	c := follow(t, s)
+	waitFor(t, c, s)
+	for _, step := range []struct {
+		name       string
+		fail, heal func()
+	}{
+		{"kill", members[0].Kill, members[0].Start},
+		{"hang", members[1].Pause, members[1].Resume},
+		{"kill another", members[2].Kill, members[2].Start},
+	} {
+		step.fail()
+		begun := time.Now()
+		for i := 0; ; i++ {
+			_, err := s.Put(t.Context(), handle(i%10), []byte(step.name), datastore.Always())
+			if err == nil && i >= 30 {
+				break
+			}
+			if err != nil && !errors.Is(err, datastore.ErrUnavailable) {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+			if time.Since(begun) > 40*time.Second {
+				t.Fatalf("%s: no fail-over in 40 s: %v", step.name, err)
+			}
+		}
+		t.Logf("%s: 30 writes after %s", step.name, time.Since(begun))
+		waitFor(t, c, s)
+		step.heal()
+		if err := use(t, s); err != nil && !errors.Is(err, datastore.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second) // until the member has caught up: a majority must remain
+	}
+}

@@ -1,0 +1,323 @@
+package etcd_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/datastore/datastoretest"
+	"github.com/manekinet/maneki/datastore/etcd"
+)
+
+// authority signs certificates for a test.
+type authority struct {
+	t    *testing.T
+	dir  string
+	name string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T, dir, name string) *authority {
+	t.Helper()
+	a := &authority{t: t, dir: dir, name: name}
+	a.key = newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, a.file(), "CERTIFICATE", der)
+	return a
+}
+
+func (a *authority) file() string { return filepath.Join(a.dir, a.name+".pem") }
+
+// issue writes a certificate for 127.0.0.1 and its key and returns the files.
+func (a *authority) issue(name string, ip net.IP, until time.Time) (cert, key string) {
+	a.t.Helper()
+	k := newKey(a.t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{ip},
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, k.Public(), a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	cert, key = filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+"-key.pem")
+	writePEM(a.t, cert, "CERTIFICATE", der)
+	writePEM(a.t, key, "EC PRIVATE KEY", keyDER)
+	return cert, key
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func writePEM(t *testing.T, path, kind string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func text(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+var poolKey = datastore.Key{Kind: "IPPool", Name: "p"}
+
+// use writes and reads once.
+func use(t *testing.T, s datastore.Store) error {
+	t.Helper()
+	if _, err := s.Put(t.Context(), poolKey, []byte("{}"), datastore.Always()); err != nil {
+		return err
+	}
+	_, err := s.Get(t.Context(), poolKey)
+	return err
+}
+
+// refused checks that the store is refused for good, quickly and with reasons.
+func refused(t *testing.T, s datastore.Store, says ...string) {
+	t.Helper()
+	begun := time.Now()
+	err := use(t, s)
+	if !errors.Is(err, datastore.ErrDenied) || errors.Is(err, datastore.ErrUnavailable) {
+		t.Fatalf("error is %v, want %v", err, datastore.ErrDenied)
+	}
+	for _, part := range says {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("error %q does not say %q", err, part)
+		}
+	}
+	if took := time.Since(begun); took > 8*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// shortly keeps the tests of failures short.
+const shortly = 1500 * time.Millisecond
+
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca, other := newAuthority(t, dir, "ca"), newAuthority(t, dir, "other-ca")
+	loopback := net.IPv4(127, 0, 0, 1)
+	valid := time.Now().Add(time.Hour)
+	serverCert, serverKey := ca.issue("server", loopback, valid)
+	server := datastoretest.StartEtcd(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
+	cert, key := ca.issue("client", loopback, valid)
+	foreignCert, foreignKey := other.issue("foreign", loopback, valid)
+	expiredCert, expiredKey := ca.issue("expired", loopback, time.Now().Add(-time.Hour))
+	endpoints := []string{server.Endpoint()}
+
+	for _, c := range []struct {
+		name string
+		cfg  etcd.Config
+		says []string // nil: it works
+	}{
+		{"files", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: ca.file()}, nil},
+		{"inline", etcd.Config{Cert: text(t, cert), Key: text(t, key), CACert: text(t, ca.file())}, nil},
+		{"wrong CA", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: other.file()}, []string{"not signed by " + other.file(), "unknown authority"}},
+		{"system's CAs", etcd.Config{CertFile: cert, KeyFile: key}, []string{"not signed by the system's roots"}},
+		{"no client certificate", etcd.Config{CACertFile: ca.file()}, []string{"no client certificate is configured"}},
+		{"certificate of somebody else", etcd.Config{CertFile: foreignCert, KeyFile: foreignKey, CACertFile: ca.file()}, []string{foreignCert, "issued by CN=other-ca"}},
+		{"expired certificate", etcd.Config{CertFile: expiredCert, KeyFile: expiredKey, CACertFile: ca.file()}, []string{expiredCert, "expired on"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.cfg.Endpoints, c.cfg.RequestTimeout = endpoints, shortly
+			s := open(t, c.cfg)
+			if c.says != nil {
+				refused(t, s, append(c.says, server.Endpoint())...)
+				return
+			}
+			if err := use(t, s); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// The server's certificate is for another address.
+func TestTLSWrongHost(t *testing.T) {
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
+	cert, key := ca.issue("server", net.IPv4(10, 0, 0, 1), time.Now().Add(time.Hour))
+	server := datastoretest.StartEtcd(t, "--cert-file", cert, "--key-file", key)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CACertFile: ca.file(), RequestTimeout: shortly})
+	refused(t, s, "certificate is not valid for us", "10.0.0.1")
+}
+
+// The wrong scheme is named, as far as it can be known.
+func TestWrongScheme(t *testing.T) {
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
+	cert, key := ca.issue("server", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	plain := datastoretest.StartEtcd(t)
+	secure := datastoretest.StartEtcd(t, "--cert-file", cert, "--key-file", key)
+	for _, c := range []struct {
+		cfg  etcd.Config
+		says string
+	}{
+		{etcd.Config{Endpoints: []string{"https://" + plain.Address}, CACertFile: ca.file()}, "write http://"},
+		{etcd.Config{Endpoints: []string{"http://" + secure.Address}}, "write https://"},
+	} {
+		c.cfg.RequestTimeout = shortly
+		err := use(t, open(t, c.cfg))
+		if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error is %v, want %q", c.cfg.Endpoints[0], err, c.says)
+		}
+	}
+}
+
+// A renewed certificate is used for the next connection, without a restart.
+func TestTLSRotation(t *testing.T) {
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
+	loopback := net.IPv4(127, 0, 0, 1)
+	serverCert, serverKey := ca.issue("server", loopback, time.Now().Add(time.Hour))
+	server := datastoretest.StartEtcd(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
+	cert, key := ca.issue("client", loopback, time.Now().Add(-time.Minute))
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CertFile: cert, KeyFile: key, CACertFile: ca.file(), RequestTimeout: shortly})
+	refused(t, s, "expired on")
+	ca.issue("client", loopback, time.Now().Add(time.Hour)) // over the same files
+	for end := time.Now().Add(15 * time.Second); ; {
+		err := use(t, s)
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPassword(t *testing.T) {
+	server := datastoretest.StartEtcd(t)
+	c := admin(t, server)
+	ctx := t.Context()
+	step := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	_, err := c.UserAdd(ctx, "root", "top")
+	step("add root", err)
+	_, err = c.UserGrantRole(ctx, "root", "root")
+	step("grant root", err)
+	_, err = c.UserAdd(ctx, "maneki", "secret")
+	step("add user", err)
+	_, err = c.UserAdd(ctx, "guest", "secret")
+	step("add guest", err)
+	_, err = c.RoleAdd(ctx, "network")
+	step("add role", err)
+	_, err = c.RoleGrantPermission(ctx, "network", "/calico/", "/calico0", 2) // read and write
+	step("grant permission", err)
+	_, err = c.UserGrantRole(ctx, "maneki", "network")
+	step("grant role", err)
+	_, err = c.AuthEnable(ctx)
+	step("enable", err)
+
+	with := func(user, password string) *etcd.Store {
+		return open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Username: user, Password: password, RequestTimeout: shortly})
+	}
+	good := with("maneki", "secret")
+	step("use", use(t, good))
+	w := good.Watch(ctx, "", datastore.Query{Kind: "IPPool"})
+	refused(t, with("maneki", "wrong"), "user name or password is wrong")
+	refused(t, with("nobody", "secret"), "user name or password is wrong")
+	refused(t, with("guest", "secret"), "may not read and write below /calico/")
+	refused(t, with("", ""), "wants a user name and password")
+	for _, s := range []*etcd.Store{with("guest", "secret"), with("maneki", "wrong")} {
+		for range s.Watch(ctx, "", datastore.Query{Kind: "IPPool"}).Events() {
+		}
+		w := s.Watch(ctx, "", datastore.Query{Kind: "IPPool"})
+		for range w.Events() {
+		}
+		if !errors.Is(w.Err(), datastore.ErrDenied) {
+			t.Errorf("a watch without permission ended with %v", w.Err())
+		}
+	}
+	server.Kill() // the token is forgotten with it
+	server.Start()
+	for end := time.Now().Add(10 * time.Second); ; {
+		if err = use(t, good); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after a restart: %v", err)
+		}
+	}
+	for range w.Events() {
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
+	cert, key := ca.issue("client", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	_, otherKey := ca.issue("other", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	https := []string{"https://127.0.0.1:2379"}
+	for _, c := range []struct {
+		cfg  etcd.Config
+		says string
+	}{
+		{etcd.Config{}, "none given"},
+		{etcd.Config{Endpoints: []string{"ftp://a:1"}}, `endpoint "ftp://a:1": scheme is "ftp"`},
+		{etcd.Config{Endpoints: []string{"http://a"}}, "port is missing"},
+		{etcd.Config{Endpoints: []string{"http://:2379"}}, "host is missing"},
+		{etcd.Config{Endpoints: []string{"http://a:1/v3"}}, "nothing may follow the port"},
+		{etcd.Config{Endpoints: []string{"http://a:1", "https://b:1"}}, "cannot be mixed"},
+		{etcd.Config{Endpoints: []string{"http://a:1"}, CACertFile: ca.file()}, "write https://"},
+		{etcd.Config{Endpoints: https, CACertFile: dir + "/none"}, dir + "/none"},
+		{etcd.Config{Endpoints: https, CACertFile: key}, "no certificate in PEM form in " + key},
+		{etcd.Config{Endpoints: https, CACertFile: ca.file(), CACert: "x"}, "both a file and an inline"},
+		{etcd.Config{Endpoints: https, CertFile: cert}, "one is missing"},
+		{etcd.Config{Endpoints: https, CertFile: cert, KeyFile: otherKey}, "files " + cert + " and " + otherKey},
+		{etcd.Config{Endpoints: https, CertFile: cert, KeyFile: key, Cert: "x", Key: "y"}, "both files and inline"},
+		{etcd.Config{Endpoints: https, Cert: "x", Key: "y"}, "inline"},
+		{etcd.Config{Endpoints: https, Username: "u"}, "one is given without the other"},
+	} {
+		s, err := etcd.New(t.Context(), c.cfg)
+		if err == nil {
+			_ = s.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%+v: error is %v, want %q", c.cfg, err, c.says)
+		}
+	}
+}
