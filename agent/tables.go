@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
@@ -32,6 +33,10 @@ type tables struct {
 	local map[netip.Addr]bool // addresses of the host itself
 }
 
+// sysctlResync is short because the kernel announces only some parameters'
+// changes (RTNLGRP_*_NETCONF); the others are found by looking.
+const sysctlResync = 5 * time.Second
+
 func newTables(o Options) (*tables, error) {
 	log := o.Log.With("part", "dataplane")
 	applier, err := routes.New(routes.Options{InterfacePrefixes: []string{o.InterfacePrefix}, Logger: log})
@@ -51,7 +56,7 @@ func newTables(o Options) (*tables, error) {
 		handle:  handle,
 		applier: applier,
 		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: desired.RouteKey.Compare}),
-		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log}),
+		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log, Resync: sysctlResync}),
 		local:   map[netip.Addr]bool{},
 	}, nil
 }
@@ -74,8 +79,12 @@ func (t *tables) watch(ctx context.Context, changed func([]autodetect.Interface)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return t.applier.Watch(ctx, func(e routes.Event) {
-			if e.Kind == routes.Route {
+			switch e.Kind {
+			case routes.Route:
 				t.routes.Dirty()
+				return
+			case routes.Conf:
+				t.sysctls.Dirty()
 				return
 			}
 			t.sysctls.Dirty()

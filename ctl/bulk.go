@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"github.com/manekinet/maneki/api"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/resource"
 )
 

@@ -21,8 +21,8 @@ import (
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/ctl"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 )
 
 func TestMain(m *testing.M) {

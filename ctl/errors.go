@@ -9,8 +9,8 @@ import (
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config/strict"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/resource"
 )
 

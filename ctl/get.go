@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/manekinet/maneki/api"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/resource"
 )
 

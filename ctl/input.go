@@ -17,7 +17,7 @@ import (
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config/strict"
-	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/exit"
 )
 
 // inputFlags are the flags of the verbs that read resources from files.

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/manekinet/maneki/agentapi"
-	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/exit"
 )
 
 func (a *app) nodeCommand() *cobra.Command {

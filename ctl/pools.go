@@ -6,7 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/manekinet/maneki/api"
-	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/resource"
 )
 

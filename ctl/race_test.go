@@ -12,9 +12,9 @@ import (
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config"
 	"github.com/manekinet/maneki/ctl"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/datastore/memory"
+	"github.com/manekinet/maneki/exit"
 )
 
 // meddler is a store on which somebody else writes a pool just before some of

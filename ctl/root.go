@@ -15,8 +15,8 @@ import (
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/config"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 )
 
 // Options is what the command line is built from. The zero value is the real

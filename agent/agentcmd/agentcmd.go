@@ -17,8 +17,8 @@ import (
 
 	"github.com/manekinet/maneki/agent"
 	"github.com/manekinet/maneki/config"
-	"github.com/manekinet/maneki/ctl/exit"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 )
 
 // flags are what a person can type; empty means: environment or default.

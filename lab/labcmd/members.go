@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/lab"
 )
 

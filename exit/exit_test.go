@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/manekinet/maneki/ctl/exit"
+	"github.com/manekinet/maneki/exit"
 )
 
 func TestCodeOf(t *testing.T) {
