@@ -146,23 +146,23 @@ func (m *Manager) attachNew(ctx context.Context, a *attachment, old *api.Workloa
 			err = errors.Join(err, m.undoLate(ctx, a.ID))
 		}
 	}()
-	// The kernel and the datastore know nothing of each other until the addresses are there.
-	var in *inside
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		in, err = m.createPair(gctx, a)
-		m.Step(StepPair)
-		return err
-	})
-	g.Go(func() error { return m.store(gctx, a, old) })
-	err = g.Wait()
+	in, err := m.begin(ctx, a)
 	if in != nil {
 		defer in.close()
 	}
 	if err != nil {
 		return Result{}, err
 	}
-	if err := m.complete(ctx, a, in); err != nil {
+	// Nobody answers for the endpoint before both are done, so neither has to wait for the other. The failure of one
+	// does not cancel the other: of a write cut short nobody knows whether it happens, and undoing needs to know.
+	var g errgroup.Group
+	seen := *a.wep // storing completes the metadata of a.wep
+	g.Go(func() error { return m.store(ctx, a.wep, old) })
+	g.Go(func() error { return m.complete(ctx, &seen, in) })
+	if err := g.Wait(); err != nil {
+		return Result{}, err
+	}
+	if err := ctx.Err(); err != nil { // the caller is gone: nobody would delete what we made
 		return Result{}, err
 	}
 	if err := m.journal.end(a.hostName); err != nil {
@@ -173,9 +173,29 @@ func (m *Manager) attachNew(ctx context.Context, a *attachment, old *api.Workloa
 	return r, nil
 }
 
-// complete joins the pair and the addresses.
-func (m *Manager) complete(ctx context.Context, a *attachment, in *inside) error {
-	addrs, err := addresses(a.wep)
+// begin makes the pair and assigns the addresses at the same time: the kernel and the datastore know nothing of each
+// other yet. The pair is returned also with an error of the other half.
+func (m *Manager) begin(ctx context.Context, a *attachment) (in *inside, err error) {
+	var g errgroup.Group // without cancelling, as in attachNew
+	g.Go(func() (err error) {
+		in, err = m.createPair(ctx, a)
+		m.Step(StepPair)
+		return err
+	})
+	g.Go(func() error {
+		assigned, err := m.assign(ctx, a)
+		m.Step(StepAddress)
+		for _, addr := range assigned {
+			a.wep.Spec.IPNetworks = append(a.wep.Spec.IPNetworks, netip.PrefixFrom(addr, addr.BitLen()).String())
+		}
+		return err
+	})
+	return in, g.Wait()
+}
+
+// complete gives the pair the endpoint's addresses and the host the routes to them.
+func (m *Manager) complete(ctx context.Context, wep *api.WorkloadEndpoint, in *inside) error {
+	addrs, err := addresses(wep)
 	if err == nil {
 		err = in.address(addrs)
 	}
@@ -183,11 +203,11 @@ func (m *Manager) complete(ctx context.Context, a *attachment, in *inside) error
 		return err
 	}
 	m.Step(StepContainer)
-	if err := m.Sink.Ensure(ctx, a.wep); err != nil {
+	if err := m.Sink.Ensure(ctx, wep); err != nil {
 		return fmt.Errorf("program the host: %w", err)
 	}
 	m.Step(StepRoutes)
-	return ctx.Err() // the caller is gone: nobody would delete what we made
+	return nil
 }
 
 // createPair makes the veth pair. An interface of the name that nobody owns any more is removed first.
@@ -235,21 +255,14 @@ func (m *Manager) owner(ctx context.Context, hostName string, own *api.WorkloadE
 	return local[i], nil
 }
 
-// store assigns the addresses and stores the endpoint.
-func (m *Manager) store(ctx context.Context, a *attachment, old *api.WorkloadEndpoint) error {
-	assigned, err := m.assign(ctx, a)
-	if err != nil {
-		return err
-	}
-	m.Step(StepAddress)
-	for _, addr := range assigned {
-		a.wep.Spec.IPNetworks = append(a.wep.Spec.IPNetworks, netip.PrefixFrom(addr, addr.BitLen()).String())
-	}
+// store writes the endpoint, in the place of old if that is not nil.
+func (m *Manager) store(ctx context.Context, wep, old *api.WorkloadEndpoint) error {
+	var err error
 	if old == nil {
-		err = m.weps.Create(ctx, a.wep)
+		err = m.weps.Create(ctx, wep)
 	} else {
-		a.wep.ResourceVersion = old.ResourceVersion
-		err = m.weps.Update(ctx, a.wep)
+		wep.ResourceVersion = old.ResourceVersion
+		err = m.weps.Update(ctx, wep)
 	}
 	if err != nil {
 		return fmt.Errorf("store endpoint: %w", err)
@@ -324,7 +337,7 @@ func (m *Manager) repeat(ctx context.Context, a *attachment, stored *api.Workloa
 			return Result{}, err
 		}
 		defer in.close()
-		return a.result(), m.complete(ctx, a, in)
+		return a.result(), m.complete(ctx, stored, in)
 	}
 	return a.result(), m.Sink.Ensure(ctx, stored)
 }
