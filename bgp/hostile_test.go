@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/manekinet/maneki/bgp/bgptest"
+	"github.com/manekinet/maneki/bgp/message"
 )
 
 // swarm starts one simulated neighbour.
@@ -132,5 +133,131 @@ func TestMalformed(t *testing.T) {
 		if good.Established() != 1 || !a.has("192.168.1.0/24") {
 			t.Fatalf("%s: the good session suffered", name)
 		}
+	}
+}
+
+// TestHandshakeFaults plays a peer that misbehaves before the session is up and checks the NOTIFICATION it
+// gets (RFC 4271 §6.1-6.2, RFC 6608).
+func TestHandshakeFaults(t *testing.T) {
+	p := mesh("10.1.7.2")
+	p.Passive = true
+	a := start(t, "10.1.7.1", Options{}, p)
+	open := func(change func(*message.Open)) []byte {
+		o := message.Open{ASN: 64512, HoldTime: 90 * time.Second, ID: netip.MustParseAddr("2.2.2.2"), Families: message.IPv4.Set(), FourOctetAS: true}
+		change(&o)
+		b, err := o.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := open(func(*message.Open) {})
+	for _, c := range []struct {
+		name      string
+		send      []byte
+		code, sub uint8
+	}{
+		{"wrong AS", open(func(o *message.Open) { o.ASN = 65000 }), 2, 2},
+		{"our router ID", open(func(o *message.Open) { o.ID = routerID(a.addr) }), 2, 3},
+		{"hold time 1", open(func(o *message.Open) { o.HoldTime = time.Second }), 2, 6},
+		{"no family in common", open(func(o *message.Open) { o.Families = message.IPv6.Set() }), 2, 7},
+		{"keepalive first", message.Keepalive(), 5, 1},
+		{"update first", message.EndOfRIB(message.IPv4), 5, 1},
+		{"open twice", append(append([]byte{}, good...), good...), 5, 2},
+		{"update instead of keepalive", append(append([]byte{}, good...), message.EndOfRIB(message.IPv4)...), 5, 2},
+		{"bad marker", make([]byte, 19), 1, 1},
+	} {
+		conn := raw(t, "10.1.7.2", "10.1.7.1")
+		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(c.send); err != nil {
+			t.Fatal(c.name, err)
+		}
+		if got := notification(t, c.name, conn); got.Code != c.code || got.Subcode != c.sub {
+			t.Errorf("%s: told %d/%d (%s), want %d/%d", c.name, got.Code, got.Subcode, got, c.code, c.sub)
+		}
+		conn.Close()
+	}
+	s := swarm(t, "10.1.7.1", 64512, "10.1.7.2", "192.168.1.0/24")
+	eventually(t, "a good session afterwards", func() bool { return s.Established() == 1 && a.has("192.168.1.0/24") }, a)
+}
+
+// notification reads until a NOTIFICATION comes.
+func notification(t *testing.T, name string, c net.Conn) *message.NotificationError {
+	t.Helper()
+	r := message.NewReader(c)
+	for {
+		typ, body, err := r.Next()
+		if err != nil {
+			t.Fatalf("%s: %v instead of a NOTIFICATION", name, err)
+		}
+		if typ == message.TypeNotification {
+			return message.DecodeNotification(body)
+		}
+	}
+}
+
+// TestIdlePeerConnections opens many connections from a configured address and says nothing on them.
+func TestIdlePeerConnections(t *testing.T) {
+	a := start(t, "10.1.8.1", Options{MaxPending: 8}, mesh("10.1.8.2"), mesh("10.1.8.3"))
+	good := swarm(t, "10.1.8.1", 64512, "10.1.8.3", "192.168.1.0/24")
+	eventually(t, "good session", func() bool { return good.Established() == 1 }, a)
+	for range 200 {
+		c := raw(t, "10.1.8.2", "10.1.8.1")
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, c) // ends with the deadline or the connection, both are fine
+	}
+	if a.peer("10.1.8.3").State != "Established" || !a.has("192.168.1.0/24") {
+		t.Errorf("the good session is %s", a.peer("10.1.8.3").State)
+	}
+	if pending := a.peers[netip.MustParseAddr("10.1.8.2")].session.Handshakes(); pending > 3 {
+		t.Errorf("%d connections of one peer are kept", pending)
+	}
+}
+
+// TestPeerThatDoesNotRead fills the socket of a peer and then removes it, and then stops: neither may wait.
+func TestPeerThatDoesNotRead(t *testing.T) {
+	checkLeaks(t)
+	a := start(t, "10.1.9.1", Options{}, mesh("10.1.9.2"), mesh("10.1.9.3"))
+	for i := range 60_000 { // each with attributes, and so a message, of its own
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+		a.cfg.Announce[p] = Announcement{MED: uint32(i + 1), Communities: "1:1 1:2 1:3 1:4 1:5 1:6 1:7 1:8 1:9 1:10 1:11 1:12"}
+	}
+	a.set()
+	for _, from := range []string{"10.1.9.2", "10.1.9.3"} {
+		deaf(t, from, "10.1.9.1")
+	}
+	eventually(t, "sessions", established(a, "10.1.9.2", "10.1.9.3"), a)
+	stuck := func() bool {
+		out := a.peer("10.1.9.2").MessagesOut
+		time.Sleep(100 * time.Millisecond)
+		return a.peer("10.1.9.2").MessagesOut == out
+	}
+	eventually(t, "the sockets to be full", stuck, a)
+	if out := a.peer("10.1.9.2").MessagesOut; out > 60_000 {
+		t.Fatalf("all %d messages fitted into the sockets: the test proves nothing", out)
+	}
+	began := time.Now()
+	delete(a.cfg.Peers, netip.MustParseAddr("10.1.9.2"))
+	a.set()
+	a.stop()
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+}
+
+// deaf brings up a session and then reads no more.
+func deaf(t *testing.T, from, to string) {
+	t.Helper()
+	c := raw(t, from, to)
+	open, err := message.Open{ASN: 64512, HoldTime: 0, ID: netip.MustParseAddr(from), Families: message.IPv4.Set(), FourOctetAS: true}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write(append(open, message.Keepalive()...)); err != nil {
+		t.Fatal(err)
 	}
 }

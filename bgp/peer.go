@@ -41,11 +41,11 @@ func (p *peer) Up(info session.Info) session.Feed {
 	p.source.ID = info.Open.ID
 	p.local, p.families, p.ended = info.Local, info.Session.Families, 0
 	p.peerRBit, p.advertised = info.Restart.Restarting, info.Restart
-	s.setOwn()
+	if !s.own[info.Local] {
+		s.setOwn()
+	}
 	// RFC 4724 §4.2: what the peer did not preserve over its restart goes now, the rest at End-of-RIB.
-	s.bestChanged(s.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
-		return path.Stale && !info.Restart.Forwarding.Has(message.FamilyOf(prefix.Addr()))
-	})...)
+	p.sweepStale(^info.Restart.Forwarding)
 	p.feed = f
 	g := s.group(export.Policy{LocalASN: s.cfg.ASN, Internal: info.Session.Internal, NextHop: info.Local,
 		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS})
@@ -132,11 +132,19 @@ func (p *peer) learn(r message.Reach) {
 func (p *peer) endOfRIB(families message.Families) {
 	s := p.speaker
 	p.ended |= families
-	s.bestChanged(s.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
-		return path.Stale && families.Has(message.FamilyOf(prefix.Addr()))
-	})...)
+	p.sweepStale(families)
 	s.checkConverged()
 	s.notify()
+}
+
+// sweepStale drops the stale routes of the families.
+func (p *peer) sweepStale(families message.Families) {
+	if p.source.Stale() == 0 {
+		return
+	}
+	p.speaker.bestChanged(p.speaker.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
+		return path.Stale && families.Has(message.FamilyOf(prefix.Addr()))
+	})...)
 }
 
 // Refresh implements session.Handler (RFC 2918).
@@ -179,7 +187,7 @@ func (p *peer) Expired() {
 	if n := p.source.Stale(); n > 0 {
 		s.log.Warn("bgp stale routes dropped", "peer", p.cfg.Addr, "routes", n)
 	}
-	s.bestChanged(s.table.Sweep(p.source, func(_ netip.Prefix, path rib.Path) bool { return path.Stale })...)
+	p.sweepStale(message.IPv4.Set() | message.IPv6.Set())
 	s.wake()
 }
 

@@ -106,9 +106,6 @@ func (m *Member) Leave() {
 	m.group.prune()
 }
 
-// Group returns the member's group.
-func (m *Member) Group() *Group { return m.group }
-
 // Restart makes the member be sent everything again (ROUTE-REFRESH, RFC 2918).
 func (m *Member) Restart() { m.move(0) }
 

@@ -114,11 +114,6 @@ func Keepalive() []byte { return mustSerialize(wire.NewBGPKeepAliveMessage()) }
 // EndOfRIB returns the End-of-RIB marker of one family (RFC 4724 §2).
 func EndOfRIB(f Family) []byte { return mustSerialize(wire.NewEndOfRib(f.wire())) }
 
-// RouteRefresh returns a ROUTE-REFRESH message of one family (RFC 2918).
-func RouteRefresh(f Family) []byte {
-	return mustSerialize(wire.NewBGPRouteRefreshMessage(f.wire().Afi(), 0, f.wire().Safi()))
-}
-
 // DecodeRouteRefresh returns the family that the body of a ROUTE-REFRESH asks for; ok is false for
 // families that are not ours and for the demarcation messages of RFC 7313, which are to be ignored.
 func DecodeRouteRefresh(body []byte) (f Family, ok bool) {

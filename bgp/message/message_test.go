@@ -392,7 +392,7 @@ func FuzzReceive(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	stream := bytes.Join(append(reach, open, Keepalive(), EndOfRIB(IPv6), RouteRefresh(IPv4), (&Error{Code: 6, Subcode: 2}).Notification()), nil)
+	stream := bytes.Join(append(reach, open, Keepalive(), EndOfRIB(IPv6), unhex(f, strings.Repeat("ff", 16)+"00170500010001"), (&Error{Code: 6, Subcode: 2}).Notification()), nil)
 	for bits := range uint8(8) {
 		f.Add(bits, stream)
 	}

@@ -26,8 +26,9 @@ type fsm struct {
 	events chan event
 	wg     sync.WaitGroup // readers and dials
 
-	conns    []*conn // connections in the handshake, oldest first
-	up       *conn   // the established connection
+	conns    []*conn     // connections in the handshake, oldest first
+	up       *conn       // the established connection
+	unwatch  func() bool // takes the context's hand off up
 	dialing  bool
 	dials    uint64             // numbers the dials: results of cancelled ones are void
 	undial   context.CancelFunc // ends the dial in flight

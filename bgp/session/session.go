@@ -126,7 +126,8 @@ type Session struct {
 	mu     sync.Mutex
 	cfg    Config
 	status Status
-	live   net.Conn // the established connection, to hasten a blocked write
+	live   net.Conn // the established connection
+	ending bool     // Stop was called: a peer that does not read must not hold us up
 }
 
 // New returns a session in state Idle.
@@ -182,9 +183,20 @@ func (s *Session) Stop(why *message.Error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ending = true
 	if s.live != nil {
-		s.live.SetWriteDeadline(time.Now().Add(goodbye)) // a peer that does not read must not hold us up
+		_ = s.live.SetWriteDeadline(time.Now().Add(goodbye)) // fails only on a connection already closed
 	}
+}
+
+// limitWrite gives the next write on the established connection its deadline.
+func (s *Session) limitWrite(c net.Conn, d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		d = goodbye
+	}
+	return c.SetWriteDeadline(time.Now().Add(d))
 }
 
 // Run runs the state machine until ctx is done, which closes connections without a NOTIFICATION so that

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -72,6 +73,7 @@ func (f *fsm) bringUp(c *conn) time.Duration {
 	}
 	c.session = message.Session{Internal: cfg.Internal(), FourOctetAS: c.open.FourOctetAS, Families: cfg.Families & c.open.Families}
 	f.s.setLive(c.Conn)
+	f.unwatch = context.AfterFunc(f.ctx, func() { c.Close() }) // ends a blocked write
 	f.grace = 0
 	if r := c.open.Restart; r.Supported && r.Families != 0 {
 		f.grace = r.Time
@@ -96,6 +98,7 @@ func (f *fsm) leave(why *message.Error, retain bool) {
 	if why != nil {
 		_ = f.write(c.Conn, why.Notification()) // the peer may be gone already
 	}
+	f.unwatch()
 	c.Close()
 	<-c.done
 	f.up = nil
@@ -202,7 +205,7 @@ func (w *writer) write(msgs [][]byte) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	if err := w.conn.SetWriteDeadline(time.Now().Add(max(sendHold, 2*w.hold))); err != nil {
+	if err := w.f.s.limitWrite(w.conn.Conn, max(sendHold, 2*w.hold)); err != nil {
 		return err
 	}
 	n := len(msgs)
