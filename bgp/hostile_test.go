@@ -1,11 +1,15 @@
 package bgp
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -260,4 +264,65 @@ func deaf(t *testing.T, from, to string) {
 	if _, err := c.Write(append(open, message.Keepalive()...)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestMutatedPeer connects some hundred times from a configured address and sends a good conversation with
+// a few octets changed, cut or repeated. Nothing may panic, and the other session and its routes stay.
+func TestMutatedPeer(t *testing.T) {
+	var panics panicCounter
+	a := startLogging(t, slog.New(slog.NewTextHandler(&panics, nil)), "10.1.10.1", Options{}, passive("10.1.10.2"), passive("10.1.10.3"))
+	good := swarm(t, "10.1.10.1", 64512, "10.1.10.3", "192.168.1.0/24")
+	eventually(t, "good session", func() bool { return good.Established() == 1 && a.has("192.168.1.0/24") }, a)
+	rnd := rand.New(rand.NewPCG(20, 26))
+	stream := conversation(t)
+	for i := range 400 {
+		in := bytes.Clone(stream)
+		for range rnd.IntN(4) {
+			in[rnd.IntN(len(in))] = byte(rnd.Uint32())
+		}
+		in = in[:len(in)-rnd.IntN(len(in)/2)]
+		c := raw(t, "10.1.10.2", "10.1.10.1")
+		if err := c.SetDeadline(time.Now().Add(3 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write(in) // the speaker may close at any octet
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+		if good.Established() != 1 || !a.has("192.168.1.0/24") {
+			t.Fatalf("conversation %d: the good session suffered", i)
+		}
+	}
+	if panics.n.Load() > 0 {
+		t.Errorf("%d panics", panics.n.Load())
+	}
+}
+
+// panicCounter is a log's output that counts the lines reporting a panic.
+type panicCounter struct{ n atomic.Int32 }
+
+func (p *panicCounter) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("panicked")) {
+		p.n.Add(1)
+	}
+	return len(b), nil
+}
+
+// conversation is all that a good peer says: OPEN, KEEPALIVE, routes of every kind, End-of-RIB.
+func conversation(t *testing.T) []byte {
+	t.Helper()
+	b, err := gracefulOpen("2.2.2.2", preserved()).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs := [][]byte{b, message.Keepalive()}
+	attrs := message.Attrs{NextHop: netip.MustParseAddr("10.1.10.2"), HasLocalPref: true, LocalPref: 100, HasMED: true, MED: 1,
+		Communities: "abcdefgh", LargeCommunities: "abcdefghijkl", OriginatorID: netip.MustParseAddr("9.9.9.9"), ClusterList: "abcd"}
+	attrs = attrs.Prepend(65001).Prepend(65002)
+	if msgs, err = message.AppendReach(msgs, message.IPv4, attrs, true, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/24"), netip.MustParsePrefix("0.0.0.0/0")}); err != nil {
+		t.Fatal(err)
+	}
+	if msgs, err = message.AppendWithdraw(msgs, message.IPv4, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/24")}); err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Join(append(msgs, message.EndOfRIB(message.IPv4), message.Keepalive()), nil)
 }

@@ -109,8 +109,13 @@ func logger(t testing.TB) *slog.Logger {
 // start runs a speaker at addr with the given peers. The router ID is 10.255.0.n for last octet n.
 func start(t testing.TB, addr string, opts Options, peers ...Peer) *node {
 	t.Helper()
+	return startLogging(t, logger(t).With("node", addr), addr, opts, peers...)
+}
+
+func startLogging(t testing.TB, log *slog.Logger, addr string, opts Options, peers ...Peer) *node {
+	t.Helper()
 	a := netip.MustParseAddr(addr)
-	n := &node{Speaker: New(logger(t).With("node", addr), opts), t: t, addr: a, cfg: Config{
+	n := &node{Speaker: New(log, opts), t: t, addr: a, cfg: Config{
 		RouterID: routerID(a), ASN: 64512, Listen: []netip.AddrPort{netip.AddrPortFrom(a, 179)},
 		Peers: map[netip.Addr]Peer{}, Announce: map[netip.Prefix]Announcement{},
 	}}
