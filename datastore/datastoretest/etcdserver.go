@@ -3,6 +3,7 @@ package datastoretest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -152,12 +153,18 @@ func (s *EtcdServer) signal(sig syscall.Signal) {
 	}
 }
 
+// freeAddress is an address of this host on which nobody listens, below the
+// ports that the kernel gives to outgoing connections.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+rand.IntN(17000))))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
 	}
-	defer l.Close()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+	t.Fatal("no free port found on 127.0.0.1")
+	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -142,14 +143,15 @@ func checkWAL(dir string) error {
 // guard keeps etcd from ending our process: where it would log and exit or
 // panic, only its goroutine ends, and the reason comes out of fatal.
 type guard struct {
-	fatal chan error
+	fatal    chan error
+	stopping atomic.Bool // what etcd says while it stops is of no interest
 }
 
 func newGuard() *guard { return &guard{fatal: make(chan error, 1)} }
 
 // logger is etcd's: warnings and worse go to log.
 func (g *guard) logger(log *slog.Logger) *zap.Logger {
-	return etcd.ZapLogger(log, slog.LevelWarn, zap.WithFatalHook(g), zap.WithPanicHook(g), zap.WrapCore(quiet))
+	return etcd.ZapLogger(log, slog.LevelWarn, zap.WithFatalHook(g), zap.WithPanicHook(g), zap.WrapCore(g.quiet))
 }
 
 // OnWrite is called after a record of level panic or fatal.
@@ -176,14 +178,19 @@ var expected = []string{
 }
 
 // quiet drops them.
-func quiet(core zapcore.Core) zapcore.Core { return quietCore{core} }
+func (g *guard) quiet(core zapcore.Core) zapcore.Core { return quietCore{core, g} }
 
-type quietCore struct{ zapcore.Core }
+type quietCore struct {
+	zapcore.Core
+	guard *guard
+}
 
-func (c quietCore) With(fields []zapcore.Field) zapcore.Core { return quietCore{c.Core.With(fields)} }
+func (c quietCore) With(fields []zapcore.Field) zapcore.Core {
+	return quietCore{c.Core.With(fields), c.guard}
+}
 
 func (c quietCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if slices.Contains(expected, e.Message) {
+	if slices.Contains(expected, e.Message) || c.guard.stopping.Load() {
 		return ce
 	}
 	return c.Core.Check(e, ce)

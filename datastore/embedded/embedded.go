@@ -214,6 +214,7 @@ func (s *Server) watch() {
 func (s *Server) stop() error {
 	var err error
 	if s.etcd != nil {
+		s.guard.stopping.Store(true)
 		s.remote.stop()
 		done := make(chan struct{})
 		go func() {

@@ -1,7 +1,9 @@
 package embedded_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/datastore/datastoretest"
 	"github.com/manekinet/maneki/datastore/embedded"
+	"github.com/manekinet/maneki/datastore/etcd"
 )
 
 const anyPort = "http://127.0.0.1:0"
@@ -56,4 +59,51 @@ func TestConformance(t *testing.T) {
 			}
 		},
 	})
+}
+
+// A client through the server's socket sees what the process itself writes.
+func TestRemoteClient(t *testing.T) {
+	s := start(t, embedded.Config{Dir: t.TempDir()})
+	remote, err := etcd.New(t.Context(), etcd.Config{Endpoints: s.Endpoints()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remote.Close()
+	key := datastore.Key{Kind: "Node", Name: "n"}
+	w := remote.Watch(t.Context(), "1", datastore.Query{Kind: "Node"})
+	rev, err := s.Store().Put(t.Context(), key, []byte("{}"), datastore.Absent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if batch := <-w.Events(); len(batch) != 1 || batch[0].Entry.Rev != rev {
+		t.Errorf("remote watch: %+v %v", batch, w.Err())
+	}
+	if _, err := remote.Put(t.Context(), key, []byte("[]"), datastore.At(rev)); err != nil {
+		t.Error(err)
+	}
+	if e, err := s.Store().Get(t.Context(), key); err != nil || string(e.Value) != "[]" {
+		t.Errorf("%s, %v", e.Value, err)
+	}
+}
+
+// Nothing is written to the log of a start, some work and a stop.
+func TestQuiet(t *testing.T) {
+	var log bytes.Buffer
+	s, err := embedded.Start(t.Context(), embedded.Config{Dir: t.TempDir(), ClientURLs: []string{anyPort}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Store().Put(t.Context(), datastore.Key{Kind: "Node", Name: "n"}, nil, datastore.Always()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if log.Len() > 0 {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
+func Benchmark(b *testing.B) {
+	datastoretest.Bench(b, start(b, embedded.Config{Dir: b.TempDir()}).Store())
 }

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -9,7 +10,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 )
 
 // checkEndpoints returns the endpoints in the spelling the client wants and
@@ -78,6 +82,7 @@ type tlsSource struct {
 	certPEM, keyPEM   string
 	certFile, keyFile string
 	ca                string // for messages: file name or "inline CA"
+	alerts            alerts
 }
 
 // newTLSSource reads everything once, so that a wrong file is found at start.
@@ -164,4 +169,66 @@ func (src *tlsSource) identity() string {
 		return fmt.Sprintf("our certificate %s expired on %s", name, leaf.NotAfter.UTC().Format(time.DateTime))
 	}
 	return fmt.Sprintf("our certificate is %s, subject %s, issued by %s", name, leaf.Subject, leaf.Issuer)
+}
+
+// alerts keeps the last TLS error of any connection. A server that does not like
+// our certificate says so after the handshake and closes; what gRPC reports of
+// that is often only the closing.
+type alerts struct {
+	mu   sync.Mutex
+	text string
+	at   time.Time
+}
+
+func (a *alerts) note(err error) {
+	text := err.Error()
+	if (strings.Contains(text, "tls:") || strings.Contains(text, "x509:")) && !strings.Contains(text, "closed") {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.text, a.at = text, time.Now()
+	}
+}
+
+// within is the last error, if it is not older than d.
+func (a *alerts) within(d time.Duration) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.at) > d {
+		return ""
+	}
+	return a.text
+}
+
+// notingCredentials are TLS credentials whose connections note their errors.
+type notingCredentials struct {
+	credentials.TransportCredentials
+	alerts *alerts
+}
+
+// ClientHandshake is called by gRPC for every connection.
+func (c notingCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		c.alerts.note(err)
+		return conn, info, err
+	}
+	return notingConn{conn, c.alerts}, info, nil
+}
+
+// Clone is part of gRPC's interface.
+func (c notingCredentials) Clone() credentials.TransportCredentials {
+	return notingCredentials{c.TransportCredentials.Clone(), c.alerts}
+}
+
+type notingConn struct {
+	net.Conn
+	alerts *alerts
+}
+
+func (c notingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.alerts.note(err)
+	}
+	return n, err
 }

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,6 +103,9 @@ func answer(err error) error {
 func (s *Store) unreachable(err error, cause string) error {
 	if cause == "" {
 		cause = err.Error()
+	}
+	if s.tls != nil && s.tlsHint(cause) == "" {
+		cause = cmp.Or(s.tls.alerts.within(s.timeout), cause)
 	}
 	if hint := s.tlsHint(cause); hint != "" {
 		return fmt.Errorf("%w: etcd at %s: %s (%s)", datastore.ErrDenied, s.where(), hint, shorten(cause))

@@ -18,6 +18,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/manekinet/maneki/datastore"
 )
@@ -143,6 +144,8 @@ func clientConfig(cfg Config, endpoints []string, source *tlsSource, log *slog.L
 	}
 	if source != nil {
 		cc.TLS = source.config()
+		creds := notingCredentials{credentials.NewTLS(cc.TLS), &source.alerts}
+		cc.DialOptions = append(cc.DialOptions, grpc.WithTransportCredentials(creds))
 	}
 	return cc
 }

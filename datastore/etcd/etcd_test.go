@@ -1,7 +1,11 @@
 package etcd_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,4 +78,70 @@ func TestConformance(t *testing.T) {
 		},
 		Compact: func(t *testing.T) { compact(t, c) },
 	})
+}
+
+// What etcd refuses for its size is an error of the value, not of the cluster.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+	for _, size := range []int{1700 << 10, 3 << 20} { // refused by the server, by the client
+		_, err := s.Put(t.Context(), poolKey, make([]byte, size), datastore.Always())
+		if err == nil || errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "of this size") {
+			t.Errorf("%d bytes: error is %v", size, err)
+		}
+	}
+	if err := use(t, s); err != nil {
+		t.Error(err)
+	}
+}
+
+// A full etcd can still be read, and the error says what to do.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	server := datastoretest.StartEtcd(t, "--quota-backend-bytes", "4000000")
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+	var err error
+	for i := range 100 {
+		if _, err = s.Put(t.Context(), handle(i), make([]byte, 200<<10), datastore.Always()); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "is full") {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := s.Get(t.Context(), handle(0)); err != nil {
+		t.Errorf("read: %v", err)
+	}
+}
+
+// Keys that no Maneki and no Calico writes are reported once and left out.
+func TestForeignKeys(t *testing.T) {
+	t.Parallel()
+	server := datastoretest.StartEtcd(t)
+	c := admin(t, server)
+	var log bytes.Buffer
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	put(t, s, 0, 1)
+	foreign := "/calico/ipam/v2/handle/a/b"
+	if _, err := c.Put(t.Context(), foreign, "x"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if es, _, err := s.List(t.Context(), handles); err != nil || len(es) != 1 {
+			t.Errorf("list: %v, %v", es, err)
+		}
+	}
+	w := s.Watch(t.Context(), "1", handles)
+	if batch := <-w.Events(); len(batch) != 1 || batch[0].Entry.Key != handle(0) {
+		t.Errorf("watch: %+v", batch)
+	}
+	if n := strings.Count(log.String(), foreign); n != 2 { // in the record's key and in its error
+		t.Errorf("%s is named %d times: %s", foreign, n, log.String())
+	}
+}
+
+func Benchmark(b *testing.B) {
+	server := datastoretest.StartEtcd(b)
+	datastoretest.Bench(b, open(b, etcd.Config{Endpoints: []string{server.Endpoint()}}))
 }

@@ -128,6 +128,7 @@ func TestCallersDeadline(t *testing.T) {
 // A follower survives crash and restart of the server without a lost or
 // repeated effect, also of what happened while it was not connected.
 func TestFollowRestart(t *testing.T) {
+	t.Parallel()
 	server := datastoretest.StartEtcd(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
 	put(t, s, 0, 20)
@@ -155,6 +156,7 @@ func TestFollowRestart(t *testing.T) {
 // A server that stops answering with its connections open is noticed; after it
 // goes on, so does everything.
 func TestFollowPause(t *testing.T) {
+	t.Parallel()
 	server := datastoretest.StartEtcd(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
 	put(t, s, 0, 5)
@@ -177,6 +179,7 @@ func TestFollowPause(t *testing.T) {
 
 // Compaction past a watch that was cut ends in a list and the differences.
 func TestFollowCompaction(t *testing.T) {
+	t.Parallel()
 	server := datastoretest.StartEtcd(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
 	put(t, s, 0, 20)
@@ -219,6 +222,7 @@ func (s *staleOnce) List(ctx context.Context, q datastore.Query) ([]datastore.En
 // A server that comes back with yesterday's data: what was written since is
 // gone, and the follower says so, although its revision lies in the future.
 func TestFollowRestoredBackup(t *testing.T) {
+	t.Parallel()
 	server := datastoretest.StartEtcd(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
 	put(t, s, 0, 10)
@@ -248,6 +252,7 @@ func TestFollowRestoredBackup(t *testing.T) {
 
 // With several members the store goes on when one of them is killed or hangs.
 func TestFailOver(t *testing.T) {
+	t.Parallel()
 	members := datastoretest.StartEtcdCluster(t, 3)
 	var endpoints []string
 	for _, m := range members {

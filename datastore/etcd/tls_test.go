@@ -133,6 +133,7 @@ func refused(t *testing.T, s datastore.Store, says ...string) {
 const shortly = 1500 * time.Millisecond
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca, other := newAuthority(t, dir, "ca"), newAuthority(t, dir, "other-ca")
 	loopback := net.IPv4(127, 0, 0, 1)
@@ -173,6 +174,7 @@ func TestTLS(t *testing.T) {
 
 // The server's certificate is for another address.
 func TestTLSWrongHost(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
 	cert, key := ca.issue("server", net.IPv4(10, 0, 0, 1), time.Now().Add(time.Hour))
@@ -183,6 +185,7 @@ func TestTLSWrongHost(t *testing.T) {
 
 // The wrong scheme is named, as far as it can be known.
 func TestWrongScheme(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
 	cert, key := ca.issue("server", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
@@ -205,6 +208,7 @@ func TestWrongScheme(t *testing.T) {
 
 // A renewed certificate is used for the next connection, without a restart.
 func TestTLSRotation(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
 	loopback := net.IPv4(127, 0, 0, 1)
@@ -226,6 +230,7 @@ func TestTLSRotation(t *testing.T) {
 }
 
 func TestPassword(t *testing.T) {
+	t.Parallel()
 	server := datastoretest.StartEtcd(t)
 	c := admin(t, server)
 	ctx := t.Context()
