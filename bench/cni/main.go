@@ -34,7 +34,6 @@ type plugin struct {
 // sample is one call.
 type sample struct {
 	wall, cpu time.Duration
-	rssKiB    int64
 }
 
 func plugins(shim, dir, state string) []plugin {
@@ -49,15 +48,16 @@ func main() {
 	shim := flag.String("shim", "/opt/cni/bin/maneki-cni", "Maneki's CNI executable")
 	dir := flag.String("peer-dir", "/usr/lib/cni", "folder of ptp and host-local")
 	count := flag.Int("n", 200, "containers")
+	hold := flag.Duration("hold", 0, "attach the containers, keep them this long, detach; no timing")
 	rounds := flag.Int("rounds", 3, "rounds of each measurement, interleaved")
 	flag.Parse()
-	if err := run(*shim, *dir, *count, *rounds); err != nil {
+	if err := run(*shim, *dir, *count, *rounds, *hold); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(shim, dir string, count, rounds int) error {
+func run(shim, dir string, count, rounds int, hold time.Duration) error {
 	state, err := os.MkdirTemp("", "bench-host-local-")
 	if err != nil {
 		return err
@@ -68,7 +68,10 @@ func run(shim, dir string, count, rounds int) error {
 		return err
 	}
 	defer closeAll(spaces)
-	fmt.Printf("| plugin | at once | verb | containers | p50 ms | p99 ms | per second | CPU ms a call | RSS MiB |\n|---|---|---|---|---|---|---|---|---|\n")
+	if hold > 0 {
+		return keep(plugins(shim, dir, state)[0], spaces, hold)
+	}
+	fmt.Printf("| plugin | at once | verb | containers | p50 ms | p99 ms | per second | CPU ms a call |\n|---|---|---|---|---|---|---|---|\n")
 	for _, parallel := range []int{1, 20} {
 		all := map[string][]sample{}
 		took := map[string]time.Duration{}
@@ -96,17 +99,26 @@ func run(shim, dir string, count, rounds int) error {
 	return nil
 }
 
+// keep attaches, says so, waits and detaches: others measure meanwhile.
+func keep(p plugin, spaces []*os.File, hold time.Duration) error {
+	if _, err := p.calls("ADD", spaces, 10, 0); err != nil {
+		return err
+	}
+	fmt.Println("attached")
+	time.Sleep(hold)
+	_, err := p.calls("DEL", spaces, 10, 0)
+	return err
+}
+
 func report(name, verb string, parallel, count int, s []sample, took time.Duration) {
 	slices.SortFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
 	var cpu time.Duration
-	var rss int64
 	for _, x := range s {
 		cpu += x.cpu
-		rss = max(rss, x.rssKiB)
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	fmt.Printf("| %s | %d | %s | %d | %.1f | %.1f | %.0f | %.1f | %.1f |\n", name, parallel, verb, count,
-		ms(s[len(s)/2].wall), ms(s[len(s)*99/100].wall), float64(len(s))/took.Seconds(), ms(cpu/time.Duration(len(s))), float64(rss)/1024)
+	fmt.Printf("| %s | %d | %s | %d | %.1f | %.1f | %.0f | %.1f |\n", name, parallel, verb, count,
+		ms(s[len(s)/2].wall), ms(s[len(s)*99/100].wall), float64(len(s))/took.Seconds(), ms(cpu/time.Duration(len(s))))
 }
 
 // calls runs verb for every namespace, at most parallel at once.
@@ -156,7 +168,6 @@ func (p plugin) call(verb, id string, ns *os.File) (sample, error) {
 	}
 	usage := c.ProcessState.SysUsage().(*syscall.Rusage)
 	s.cpu = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
-	s.rssKiB = usage.Maxrss
 	return s, nil
 }
 
