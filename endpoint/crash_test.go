@@ -291,16 +291,28 @@ func TestGCKeepsWhatIsListed(t *testing.T) {
 	if err := r.store.Delete(t.Context(), datastore.Key{Kind: "WorkloadEndpoint", Namespace: "default", Name: "node1-cni-bare-eth0"}, datastore.Always()); err != nil {
 		t.Fatal(err)
 	}
+	// An address that nothing else is left of, and one of a network whose name begins with this one's.
+	for _, handle := range []string{"net1.leaked", "net1.more.c9", "net10.c1"} {
+		if _, err := r.ipam.AutoAssign(t.Context(), ipam.Request{Host: node, Handle: handle, Num4: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	more := spec(t, nstest.New(t), "c9")
+	more.Network = "net1.more"
+	r.attach(more)
 	if err := r.GC(t.Context(), "net1", []endpoint.Attachment{{ContainerID: "keep", IfName: "eth0"}}); err != nil {
 		t.Fatal(err)
 	}
 	wantText(t, r.left(), `
+WorkloadEndpoint(default/node1-cni-c9-eth0)
 WorkloadEndpoint(default/node1-cni-keep-eth0)
 WorkloadEndpoint(default/node1-cni-other-eth0)
 IPAMHandle(net1.keep)
+IPAMHandle(net1.more.c9)
+IPAMHandle(net10.c1)
 IPAMHandle(net2.other)
 `+blocksAndLinks(r))
-	if got := r.left(); strings.Count(got, "link cali") != 2 {
+	if got := r.left(); strings.Count(got, "link cali") != 3 {
 		t.Errorf("interfaces left:\n%s", got)
 	}
 }
