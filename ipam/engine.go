@@ -89,6 +89,7 @@ func (c *Client) plan(ctx context.Context, k *cache, jobs []*job, fresh bool) (*
 	l := newLedger(c, k, st)
 	var planned []*job
 	for _, j := range jobs {
+		j.readHandle = j.readHandle || !c.txn
 		if err := j.ctx.Err(); err != nil {
 			j.fail(err)
 			continue
@@ -137,6 +138,10 @@ func (c *Client) attempt(ctx context.Context, l *ledger, jobs []*job) (verdict, 
 		return divide, nil
 	}
 	if !c.txn || len(ops) > datastore.MaxOps {
+		if !jobs[0].readHandle { // stepwise must know, not guess, what it replaces
+			jobs[0].readHandle = true
+			return again, nil
+		}
 		return c.stepwise(ctx, l, jobs[0])
 	}
 	rev, err := datastore.Commit(ctx, c.store, ops)
@@ -263,7 +268,7 @@ func (c *Client) find(ctx context.Context, l *ledger, j *job) (bool, error) {
 		if e, err = c.getBlock(ctx, a.Block); err == nil {
 			return holds(e.block, a.Addr, j.handle(), l.readBlocks[a.Block].block.sequence), nil
 		}
-		if serr := sleep(ctx, jitter(min(20*time.Millisecond<<try, time.Second))); serr != nil {
+		if serr := backOff(ctx, try); serr != nil {
 			break
 		}
 	}
@@ -281,6 +286,12 @@ func holds(b *block, a netip.Addr, handle string, seq uint64) bool {
 	}
 	owner := b.owner(o)
 	return owner != nil && handleOf(owner) == handle && b.seqOf[o] == seq
+}
+
+// backOff waits before the next try of a store that did not answer: a random
+// time that grows to a second.
+func backOff(ctx context.Context, try int) error {
+	return sleep(ctx, jitter(min(5*time.Millisecond<<min(try, 8), time.Second)))
 }
 
 // jitter is a random time up to limit.

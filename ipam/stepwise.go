@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/manekinet/maneki/datastore"
 )
@@ -27,9 +26,12 @@ func (c *Client) stepwise(ctx context.Context, l *ledger, j *job) (verdict, erro
 	}
 	j.readHandle = true
 	var with withError
+	var half undoError
 	switch {
 	case err == nil:
 		return committed, nil
+	case errors.As(err, &half):
+		return failed, fmt.Errorf("addresses may stay assigned until handle %s is released: %w", j.handle(), half.error)
 	case errors.As(err, &with):
 		return failed, with.error
 	case isRace(err):
@@ -37,6 +39,9 @@ func (c *Client) stepwise(ctx context.Context, l *ledger, j *job) (verdict, erro
 	}
 	return failed, err
 }
+
+// undoError marks an assignment that is neither done nor undone.
+type undoError struct{ error }
 
 // withError marks the failure of one of the caller's own writes.
 type withError struct{ error }
@@ -61,19 +66,16 @@ func (c *Client) stepAssign(ctx context.Context, l *ledger, j *job) error {
 		}
 		if err != nil {
 			// cidr too: a write whose answer was lost may have happened.
-			c.undo(ctx, l, j, append(done, cidr))
-			return err
+			return c.undo(ctx, l, j, append(done, cidr), err)
 		}
 		done = append(done, cidr)
 	}
 	if err := c.recount(ctx, l, j); err != nil {
-		c.undo(ctx, l, j, done)
-		return err
+		return c.undo(ctx, l, j, done, err)
 	}
 	for _, op := range j.with() {
 		if _, err := c.write(ctx, op); err != nil {
-			c.undo(ctx, l, j, done)
-			return withError{err}
+			return c.undo(ctx, l, j, done, withError{err})
 		}
 	}
 	return nil
@@ -101,11 +103,11 @@ func (c *Client) recount(ctx context.Context, l *ledger, j *job) error {
 	return c.adjust(ctx, j.handle(), j.perBlock(), 1)
 }
 
-// undo takes back the addresses of an assignment that failed half way: first in
-// the blocks that were written, then in the handle.
-//
-// What cannot be undone is only reported: it is found again by the handle.
-func (c *Client) undo(ctx context.Context, l *ledger, j *job, done []netip.Prefix) {
+// undo takes back the addresses of an assignment that failed half way, because
+// of cause, which it returns: first in the blocks that were or may have been
+// written, then in the handle. If that fails too it is an undoError: what is
+// left is found by the handle.
+func (c *Client) undo(ctx context.Context, l *ledger, j *job, done []netip.Prefix, cause error) error {
 	for _, cidr := range done {
 		seq := l.readBlocks[cidr].block.sequence
 		err := c.rewrite(ctx, cidr, func(b *block) bool {
@@ -120,14 +122,13 @@ func (c *Client) undo(ctx context.Context, l *ledger, j *job, done []netip.Prefi
 			return len(mine) > 0
 		})
 		if err != nil {
-			c.log.Warn("addresses of a failed assignment stay assigned until their handle is released",
-				"handle", j.handle(), "block", cidr, "err", err)
-			return
+			return undoError{errors.Join(cause, err)}
 		}
 	}
 	if err := c.adjust(ctx, j.handle(), j.perBlock(), -1); err != nil {
-		c.log.Warn("a handle counts addresses of a failed assignment until it is released", "handle", j.handle(), "err", err)
+		return undoError{errors.Join(cause, err)}
 	}
+	return cause
 }
 
 // stepRelease writes each block and then takes its addresses off the handles.
@@ -139,7 +140,16 @@ func (c *Client) stepRelease(ctx context.Context, l *ledger, j *job) error {
 			return err
 		}
 		if _, err := c.write(ctx, op); err != nil {
-			return err
+			var maybe maybeError
+			if !errors.As(err, &maybe) {
+				return err
+			}
+			for _, id := range sortedKeys(l.handles) {
+				if rerr := c.reconcile(ctx, id, cidr); rerr != nil {
+					return rerr
+				}
+			}
+			return maybe.error
 		}
 		for _, id := range sortedKeys(l.handles) {
 			if gone := l.readHandles[id].counts[cidr.String()] - l.handles[id][cidr.String()]; gone > 0 {
@@ -158,6 +168,24 @@ func (c *Client) stepRelease(ctx context.Context, l *ledger, j *job) error {
 		delete(left, cidr.String())
 	}
 	return c.adjust(ctx, j.byHandle, left, -1)
+}
+
+// reconcile makes a handle count what one block holds, after a release of which
+// nobody knows whether it changed the block.
+func (c *Client) reconcile(ctx context.Context, id string, cidr netip.Prefix) error {
+	b, err := c.getBlock(ctx, cidr)
+	if err != nil {
+		return err
+	}
+	held := 0
+	if b.block != nil {
+		held = len(b.block.ordinalsOfHandle(id))
+	}
+	h, err := c.getHandle(ctx, id)
+	if err != nil {
+		return err
+	}
+	return c.adjust(ctx, id, counts{cidr.String(): h.counts[cidr.String()] - held}, -1)
 }
 
 // adjust adds delta times sign to a handle's counters and deletes a handle that
@@ -221,27 +249,55 @@ func (c *Client) rewrite(ctx context.Context, cidr netip.Prefix, change func(*bl
 }
 
 // write does one operation and, when its answer is lost, finds out by reading
-// whether it happened. It is repeated only under the precondition it had.
+// whether it happened. It is repeated only under the precondition it had, so it
+// happens once at most. An error that is neither ErrUnavailable nor a maybeError
+// means that it did not happen.
 func (c *Client) write(ctx context.Context, op datastore.Op) (datastore.Revision, error) {
-	lost := false
+	var lost error
 	for try := 0; ; try++ {
 		rev, err := c.writeOnce(ctx, op)
-		if lost && op.Delete && errors.Is(err, datastore.ErrNotFound) {
-			return "", nil // the lost one, or somebody who wanted the same
-		}
-		if lost && isRace(err) {
-			if e, gerr := c.store.Get(ctx, op.Key); gerr == nil && !op.Delete && bytes.Equal(e.Value, op.Value) {
-				return e.Rev, nil
-			}
-		}
-		if !errors.Is(err, datastore.ErrUnavailable) || try == maxFinds {
+		switch {
+		case errors.Is(err, datastore.ErrUnavailable) && try < maxFinds:
+			lost = err
+		case lost != nil && isRace(err):
+			return c.lookFor(ctx, op, lost, err)
+		default:
 			return rev, err
 		}
-		lost = true
-		if serr := sleep(ctx, jitter(min(20*time.Millisecond<<try, time.Second))); serr != nil {
+		if serr := backOff(ctx, try); serr != nil {
 			return "", err
 		}
 	}
+}
+
+// maybeError is a refused write that may have happened before somebody else
+// wrote.
+type maybeError struct{ error }
+
+func (e maybeError) Unwrap() error { return e.error }
+
+// lookFor decides whether an operation whose answer was lost happened, after
+// its repetition was refused: it did if what it would have left is there.
+func (c *Client) lookFor(ctx context.Context, op datastore.Op, lost, refused error) (datastore.Revision, error) {
+	for try := range maxFinds {
+		e, err := c.store.Get(ctx, op.Key)
+		switch {
+		case errors.Is(err, datastore.ErrNotFound):
+			if op.Delete {
+				return "", nil
+			}
+			return "", refused
+		case err == nil:
+			if !op.Delete && bytes.Equal(e.Value, op.Value) {
+				return e.Rev, nil
+			}
+			return "", maybeError{refused}
+		}
+		if serr := backOff(ctx, try); serr != nil {
+			break
+		}
+	}
+	return "", fmt.Errorf("the outcome of a write is unknown: %w", lost)
 }
 
 func (c *Client) writeOnce(ctx context.Context, op datastore.Op) (datastore.Revision, error) {
