@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -505,5 +506,54 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	stop()
 	if _, err := os.Lstat(socket); !os.IsNotExist(err) {
 		t.Errorf("socket after stop: %v", err)
+	}
+}
+
+// TestExecutableIsSmall holds the executable to its budget: it runs once per container (design: 2-3 MB on disk, 4 MB
+// of memory).
+func TestExecutableIsSmall(t *testing.T) {
+	info, err := os.Stat(binDir(t) + "/maneki-cni")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() > 3<<20 {
+		t.Errorf("%d bytes on disk", info.Size())
+	}
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := exec.Command(binDir(t) + "/maneki-cni")
+	cmd.Env = []string{"CNI_COMMAND=STATUS", "CNI_PATH=/x"}
+	cmd.Stdin = strings.NewReader((&rig{socket: dir + "/s", dir: dir}).conf(""))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var req wire.Request
+	if err := wire.Read(conn, &req); err != nil || req.Command != "STATUS" {
+		t.Errorf("request %+v, %v", req, err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var peak int
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			_, _ = fmt.Sscan(rest, &peak)
+		}
+	}
+	if peak == 0 || peak > 4096 {
+		t.Errorf("%d kB of memory", peak)
+	}
+	_ = conn.Close()
+	if err := cmd.Wait(); err == nil {
+		t.Error("an agent that does not answer was taken for one that is well")
 	}
 }
