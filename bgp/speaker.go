@@ -148,7 +148,8 @@ func (s *Speaker) Run(ctx context.Context) error {
 	return nil
 }
 
-// Changed is signalled when Best or the state of a peer has changed. It has capacity one: a reader that
+// Changed is signalled when Best has changed, a session came up or went down, or the reason why one is down
+// is another one. It has capacity one: a reader that
 // was busy gets one signal for everything that happened meanwhile.
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 

@@ -73,6 +73,7 @@ type Member struct {
 	group  *Group
 	source *rib.Source
 	pos    uint64
+	again  bool // everything is to be sent again once the member is up to date
 }
 
 // NewGroup returns an empty group; feed it the table with Change.
@@ -106,11 +107,12 @@ func (m *Member) Leave() {
 	m.group.prune()
 }
 
-// Restart makes the member be sent everything again (ROUTE-REFRESH, RFC 2918).
-func (m *Member) Restart() { m.move(0) }
+// Restart makes the member be sent everything again (ROUTE-REFRESH, RFC 2918). What it has still to be told
+// comes first: the withdrawals in it are not part of "everything".
+func (m *Member) Restart() { m.again = true }
 
 // Pending reports whether there is something to send.
-func (m *Member) Pending() bool { return m.pos < m.group.seq }
+func (m *Member) Pending() bool { return m.again || m.pos < m.group.seq }
 
 // Seq numbers the latest change; Behind tells whether the member has still to be sent changes up to seq.
 func (g *Group) Seq() uint64 { return g.seq }
@@ -160,7 +162,11 @@ func (g *Group) Change(p netip.Prefix, best rib.Path, ok bool) bool {
 // Next returns the next messages for the member and moves it past them. It returns nil when there is
 // nothing to send. The messages are shared: they must not be written to.
 func (m *Member) Next() ([][]byte, error) {
-	if !m.Pending() {
+	if m.pos == m.group.seq && m.again {
+		m.again = false
+		m.move(0)
+	}
+	if m.pos == m.group.seq {
 		return nil, nil
 	}
 	c, err := m.group.chunkAt(m.pos)

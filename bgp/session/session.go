@@ -84,7 +84,8 @@ type Handler interface {
 	Down(retain bool)
 	// Expired ends the keeping of stale routes.
 	Expired()
-	// Changed says that Status has changed.
+	// Changed says that the session came up or went down, or that the reason why it is down is another one.
+	// The steps of trying to connect are not worth waking anybody for.
 	Changed()
 }
 
@@ -212,9 +213,14 @@ func (s *Session) Run(ctx context.Context) {
 
 func (s *Session) setStatus(change func(*Status)) {
 	s.mu.Lock()
+	old := s.status
 	change(&s.status)
+	now := s.status
 	s.mu.Unlock()
-	s.opt.Handler.Changed()
+	up := func(st Status) bool { return st.State == established{}.name() }
+	if up(old) != up(now) || old.LastError != now.LastError {
+		s.opt.Handler.Changed()
+	}
 }
 
 func (s *Session) setLive(c net.Conn) {
