@@ -6,11 +6,6 @@ import (
 	"fmt"
 )
 
-// ErrDenied means that the datastore answered and refused us, or that one side
-// did not accept the other's certificate: another attempt will fail as well
-// until somebody changes the configuration.
-var ErrDenied = errors.New("datastore refused access")
-
 // MaxOps is how many operations one Commit may hold; it is etcd's default
 // (--max-txn-ops).
 const MaxOps = 128

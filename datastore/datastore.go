@@ -19,6 +19,10 @@ var (
 	ErrExists      = errors.New("already exists")          // create of a key that is there
 	ErrUnavailable = errors.New("datastore unavailable")   // retry later; nothing is known about the write
 	ErrCompacted   = errors.New("revision compacted away") // list again
+	// ErrDenied means that the datastore refused us, or that one side does not
+	// accept the other's certificate: trying again is of no use until somebody
+	// changes the configuration.
+	ErrDenied = errors.New("datastore refused access")
 )
 
 // Revision identifies a version of a key, or of the whole store for a list.
@@ -128,14 +132,17 @@ type Watcher interface {
 type Store interface {
 	// Get returns one entry or ErrNotFound.
 	Get(ctx context.Context, key Key) (Entry, error)
-	// List returns the entries of the query in key order and the revision of
+	// List returns the entries of the query in the order of their paths (Path)
+	// and the revision of
 	// the store they were read at, from which a Watch misses nothing.
 	List(ctx context.Context, q Query) ([]Entry, Revision, error)
 	// Put writes value under key and returns the new revision.
 	Put(ctx context.Context, key Key, value []byte, pre Precondition) (Revision, error)
 	// Delete removes key; ErrNotFound if it is not there.
 	Delete(ctx context.Context, key Key, pre Precondition) error
-	// Watch delivers every change of the queries after revision from.
+	// Watch delivers every change of the queries after revision from; empty
+	// means from now on. The changes of one query come in order; those of
+	// different queries may overtake each other.
 	Watch(ctx context.Context, from Revision, qs ...Query) Watcher
 	// Close releases connections; watches end.
 	Close() error

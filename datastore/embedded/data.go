@@ -144,6 +144,7 @@ func checkWAL(dir string) error {
 // panic, only its goroutine ends, and the reason comes out of fatal.
 type guard struct {
 	fatal    chan error
+	broken   atomic.Bool // a goroutine of etcd has ended
 	stopping atomic.Bool // what etcd says while it stops is of no interest
 }
 
@@ -164,6 +165,7 @@ func (g *guard) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	if cause, ok := enc.Fields["error"]; ok {
 		text = fmt.Sprintf("%s: %v", text, cause)
 	}
+	g.broken.Store(true)
 	select {
 	case g.fatal <- errors.New(text):
 	default: // the first reason is the one that counts

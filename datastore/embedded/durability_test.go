@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,13 +20,18 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/datastore/embedded"
 )
 
-// childDir is the variable that makes this test binary the process to be killed.
-const childDir = "MANEKI_TEST_EMBEDDED_DIR"
+// childDir is the variable that makes this test binary the process to be killed,
+// fullDir the one that fills its disk.
+const (
+	childDir = "MANEKI_TEST_EMBEDDED_DIR"
+	fullDir  = "MANEKI_TEST_EMBEDDED_FULL"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
@@ -34,7 +40,58 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
+	if dir := os.Getenv(fullDir); dir != "" {
+		if err := fillDisk(dir, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// fillDisk writes until the disk takes no more, for which a limit of the
+// process stands, and says how the server took it.
+func fillDisk(dir string, out io.Writer) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	ctx := context.Background()
+	s, err := embedded.Start(ctx, embedded.Config{Dir: dir, ClientURLs: []string{anyPort}})
+	if err != nil {
+		return err
+	}
+	if err := syscall.Setrlimit(unix.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 12 << 20, Max: 12 << 20}); err != nil {
+		return err
+	}
+	for i := 0; err == nil && i < 1000; i++ {
+		_, err = s.Store().Put(ctx, counter(i), make([]byte, 500<<10), datastore.Always())
+	}
+	fmt.Fprintln(out, "put:", err)
+	select {
+	case err := <-s.Failed():
+		fmt.Fprintln(out, "failed:", err)
+	case <-time.After(20 * time.Second):
+		return errors.New("the server has not reported its end")
+	}
+	fmt.Fprintln(out, "close:", s.Close())
+	return nil
+}
+
+// When the disk takes no more the server ends with a reason; the process does
+// not end with it.
+func TestDiskFull(t *testing.T) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), fullDir+"="+filepath.Join(t.TempDir(), "etcd"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"put: put IPAMHandle(", "datastore unavailable", "failed: embedded etcd: ", "file too large", "close:"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("output does not hold %q:\n%s", want, out)
+		}
+	}
+	t.Logf("%s", out)
 }
 
 func counter(i int) datastore.Key {

@@ -40,6 +40,7 @@ const DefaultName = "maneki"
 const (
 	startTimeout  = 30 * time.Second
 	stopTimeout   = 10 * time.Second
+	brokenTimeout = time.Second            // for a server that has lost parts of itself
 	graceOfClient = 200 * time.Millisecond // for requests under way when the server stops
 )
 
@@ -215,6 +216,10 @@ func (s *Server) stop() error {
 	var err error
 	if s.etcd != nil {
 		s.guard.stopping.Store(true)
+		wait := stopTimeout
+		if s.guard.broken.Load() {
+			wait = brokenTimeout
+		}
 		s.remote.stop()
 		done := make(chan struct{})
 		go func() {
@@ -223,8 +228,8 @@ func (s *Server) stop() error {
 		}()
 		select {
 		case <-done:
-		case <-time.After(stopTimeout):
-			err = fmt.Errorf("embedded etcd has not stopped in %s", stopTimeout)
+		case <-time.After(wait):
+			err = fmt.Errorf("embedded etcd has not stopped in %s", wait)
 		}
 	}
 	return errors.Join(err, s.lock.Close())
