@@ -133,8 +133,8 @@ type Store interface {
 	// Get returns one entry or ErrNotFound.
 	Get(ctx context.Context, key Key) (Entry, error)
 	// List returns the entries of the query in the order of their paths (Path)
-	// and the revision of
-	// the store they were read at, from which a Watch misses nothing.
+	// and the revision of the store they were read at, from which a Watch
+	// misses nothing.
 	List(ctx context.Context, q Query) ([]Entry, Revision, error)
 	// Put writes value under key and returns the new revision.
 	Put(ctx context.Context, key Key, value []byte, pre Precondition) (Revision, error)

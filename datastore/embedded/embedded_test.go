@@ -35,40 +35,61 @@ func start(t testing.TB, cfg embedded.Config) *embedded.Server {
 	return s
 }
 
+// Inside the process, and over the network as other hosts use it.
 func TestConformance(t *testing.T) {
-	var last *embedded.Server
-	datastoretest.Run(t, datastoretest.Backend{
-		New: func(t *testing.T) datastore.Store {
-			last = start(t, embedded.Config{Dir: t.TempDir()})
-			return last.Store()
-		},
-		Compact: func(t *testing.T) {
-			c, err := clientv3.New(clientv3.Config{Endpoints: last.Endpoints(), Logger: zap.NewNop()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			resp, err := c.Get(ctx, "/")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Compact(ctx, resp.Header.Revision); err != nil {
-				t.Fatal(err)
-			}
-		},
-	})
+	for _, c := range []struct {
+		name string
+		open func(*testing.T, *embedded.Server) datastore.Store
+	}{
+		{"InProcess", func(_ *testing.T, s *embedded.Server) datastore.Store { return s.Store() }},
+		{"Remote", func(t *testing.T, s *embedded.Server) datastore.Store { return dial(t, s) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var last *embedded.Server
+			datastoretest.Run(t, datastoretest.Backend{
+				New: func(t *testing.T) datastore.Store {
+					last = start(t, embedded.Config{Dir: t.TempDir()})
+					return c.open(t, last)
+				},
+				Compact: func(t *testing.T) { compact(t, last) },
+			})
+		})
+	}
+}
+
+func dial(t *testing.T, s *embedded.Server) *etcd.Store {
+	t.Helper()
+	remote, err := etcd.New(t.Context(), etcd.Config{Endpoints: s.Endpoints()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = remote.Close() }) // again, for a test that has not
+	return remote
+}
+
+func compact(t *testing.T, s *embedded.Server) {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints(), Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	resp, err := c.Get(ctx, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Compact(ctx, resp.Header.Revision); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A client through the server's socket sees what the process itself writes.
 func TestRemoteClient(t *testing.T) {
 	s := start(t, embedded.Config{Dir: t.TempDir()})
-	remote, err := etcd.New(t.Context(), etcd.Config{Endpoints: s.Endpoints()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer remote.Close()
+	remote := dial(t, s)
 	key := datastore.Key{Kind: "Node", Name: "n"}
 	w := remote.Watch(t.Context(), "1", datastore.Query{Kind: "Node"})
 	rev, err := s.Store().Put(t.Context(), key, []byte("{}"), datastore.Absent())
