@@ -33,7 +33,7 @@ build: $(BIN) ## the maneki binary, with the CNI shim embedded
 # The shim is built first: it is part of the binary.
 $(SHIM): FORCE
 	@mkdir -p $(@D)
-	@go build -trimpath -ldflags '-s -w' -o $@ ./cmd/maneki-cni
+	@go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/maneki-cni
 
 $(BIN): $(SHIM) FORCE
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/maneki

@@ -11,7 +11,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -47,7 +46,7 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("the agent %w: it makes interfaces and routes", ErrRootNeeded)
+		return refuse(ErrRootNeeded, "the agent must run as root: it makes interfaces and routes")
 	}
 	release, err := lock(opts.RunDir)
 	if err != nil {
@@ -85,7 +84,11 @@ func (a *Agent) prepare(ctx context.Context) error {
 		return err
 	}
 	a.logAddresses()
-	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{})
+	restarted, err := a.tables.restarted(ctx)
+	if err != nil {
+		return err
+	}
+	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{RestartedRecently: restarted})
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
 	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
@@ -144,10 +147,13 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	if err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return eps.Run(ctx) })
+	g.Go(func() error { return server.Serve(ctx) })
 	a.pipe.ready()
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")
-	return server.Serve(ctx)
+	return g.Wait()
 }
 
 // attachable says why no workload can be attached at the moment: somebody has

@@ -45,12 +45,12 @@ func detectNode(o Options, h *netlink.Handle) (*nodeState, error) {
 		case want.family == 4 && want.method == "" && want.value == "autodetect":
 			o.Log.Debug("no IPv4 address", "why", err)
 		default:
-			return nil, fmt.Errorf("%w: %w", ErrBadOption, err)
+			return nil, refuse(ErrBadOption, "%v", err)
 		}
 	}
 	if !s.choice[0].Prefix.IsValid() && !s.choice[1].Prefix.IsValid() {
 		_, err := choose(4, "autodetect", o.Method, found)
-		return nil, fmt.Errorf("%w: this host has no address to be known by (name one with --ip or --ip6): %w", ErrBadOption, err)
+		return nil, refuse(ErrBadOption, "this host has no address to be known by, name one with --ip or --ip6: %v", err)
 	}
 	s.mtu = links.WorkloadMTU(links.HostMTU(all, regexp.MustCompile(links.MTUPattern)))
 	return s, nil

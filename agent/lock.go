@@ -22,7 +22,7 @@ func lock(runDir string) (release func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(path)
 		f.Close()
-		return nil, fmt.Errorf("another agent runs on this host (process %s holds %s): %w", strings.TrimSpace(string(holder)), path, ErrBusy)
+		return nil, refuse(ErrBusy, "another agent runs on this host (process %s holds %s); stop it first", strings.TrimSpace(string(holder)), path)
 	}
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintf(f, "%d\n", os.Getpid())

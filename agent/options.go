@@ -21,6 +21,19 @@ var (
 	ErrBadOption  = errors.New("bad option")
 )
 
+// refusal is an error of one of the classes above that speaks in its own words.
+type refusal struct {
+	class error
+	text  string
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.class }
+
+func refuse(class error, format string, args ...any) error {
+	return &refusal{class: class, text: fmt.Sprintf(format, args...)}
+}
+
 // Options are everything an agent is told from outside, already resolved from
 // flags, environment and files. Resolve fills what is empty.
 type Options struct {
@@ -110,7 +123,7 @@ func (e *env) first(names ...string) string {
 }
 
 func (e *env) bad(name, value, allowed string) {
-	e.err = errors.Join(e.err, fmt.Errorf("%w: environment variable %s is %q; allowed: %s", ErrBadOption, name, value, allowed))
+	e.err = errors.Join(e.err, refuse(ErrBadOption, "environment variable %s is %q; allowed: %s", name, value, allowed))
 }
 
 func (e *env) boolean(name string, def bool) bool {
@@ -175,13 +188,13 @@ func ParseASN(s string) (uint32, error) {
 	var hi, lo uint32
 	if strings.Contains(s, ".") {
 		if n, err := fmt.Sscanf(s, "%d.%d", &hi, &lo); n != 2 || err != nil || hi > 65535 || lo > 65535 {
-			return 0, fmt.Errorf("%w: AS number %q", ErrBadOption, s)
+			return 0, refuse(ErrBadOption, "AS number %q is not one of 1 to 4294967295", s)
 		}
 	} else if n, err := fmt.Sscanf(s, "%d", &lo); n != 1 || err != nil {
-		return 0, fmt.Errorf("%w: AS number %q", ErrBadOption, s)
+		return 0, refuse(ErrBadOption, "AS number %q is not one of 1 to 4294967295", s)
 	}
 	if hi == 0 && lo == 0 {
-		return 0, fmt.Errorf("%w: AS number 0 is reserved", ErrBadOption)
+		return 0, refuse(ErrBadOption, "AS number 0 is reserved")
 	}
 	return hi<<16 | lo, nil
 }
@@ -220,7 +233,7 @@ func (o *Options) resolve() error {
 		o.Notice = func(string, ...any) {}
 	}
 	if len(o.InterfacePrefix) > 4 {
-		return fmt.Errorf("%w: interface prefix %q is longer than 4 characters", ErrBadOption, o.InterfacePrefix)
+		return refuse(ErrBadOption, "interface prefix %q is longer than 4 characters", o.InterfacePrefix)
 	}
 	for _, ip := range []struct {
 		option, value string
@@ -240,7 +253,7 @@ func checkIP(option, value string, v4 bool) error {
 	text, _, _ := strings.Cut(value, "/")
 	a, err := netip.ParseAddr(text)
 	if err != nil || a.Is4() != v4 {
-		return fmt.Errorf("%w: %s is %q; allowed: an IPv%d address with or without its prefix length, autodetect, none", ErrBadOption, option, value, map[bool]int{true: 4, false: 6}[v4])
+		return refuse(ErrBadOption, "%s is %q; allowed: an IPv%d address with or without its prefix length, autodetect, none", option, value, map[bool]int{true: 4, false: 6}[v4])
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (a *Agent) checkConflicts(ctx context.Context) error {
 			p, err := netip.ParsePrefix(text)
 			for _, c := range own {
 				if err == nil && p.Addr() == c.Prefix.Addr() {
-					return fmt.Errorf("%w: address %s of interface %s belongs to node %s in the datastore; give this host another with --ip, or delete that node", ErrBusy, p.Addr(), c.Interface, n.Name)
+					return refuse(ErrBusy, "address %s of interface %s belongs to node %s in the datastore; give this host another with --ip, or delete that node", p.Addr(), c.Interface, n.Name)
 				}
 			}
 		}
@@ -238,7 +238,7 @@ func (a *Agent) checkBGPPort(ctx context.Context) error {
 	}
 	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w: TCP port %d is taken: another BGP daemon runs here; stop it, set listenPort in BGPConfiguration node.%s, or use --backend=none", ErrBusy, port, a.opts.Node)
+		return refuse(ErrBusy, "TCP port %d is taken, another BGP daemon runs here; stop it, set listenPort in BGPConfiguration node.%s, or use --backend=none", port, a.opts.Node)
 	}
 	if err != nil {
 		return fmt.Errorf("listen for BGP on port %d: %w", port, err)

@@ -56,7 +56,7 @@ func (a *Agent) listen() ([]*server, error) {
 		}
 		l, err := net.Listen("tcp", s.addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return fail(fmt.Errorf("%w: %s address %s is taken; choose another with %s, or \"-\" for none", ErrBusy, s.what, s.addr, s.flag))
+			return fail(refuse(ErrBusy, "%s address %s is taken; choose another with %s, or \"-\" for none", s.what, s.addr, s.flag))
 		}
 		if err != nil {
 			return fail(fmt.Errorf("listen for %s on %s: %w", s.what, s.addr, err))

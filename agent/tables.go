@@ -61,6 +61,22 @@ func newTables(o Options) (*tables, error) {
 	}, nil
 }
 
+// restarted reports whether the kernel still has routes that an earlier agent
+// learnt by BGP: then the peers may still hold ours, and the speaker says that
+// it has restarted (RFC 4724 §3).
+func (t *tables) restarted(ctx context.Context) (bool, error) {
+	there, err := t.applier.Dump(ctx)
+	if err != nil {
+		return false, fmt.Errorf("list the kernel's routes: %w", err)
+	}
+	for _, r := range there {
+		if r.Proto == desired.ProtoBGP {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (t *tables) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.routes.Run(ctx) })
