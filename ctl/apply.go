@@ -19,6 +19,7 @@ const writeAttempts = 10
 
 func (a *app) applyCommand() *cobra.Command {
 	var in inputFlags
+	var dryRun bool
 	c := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Create resources, or replace them where they exist",
@@ -30,10 +31,19 @@ and its labels and annotations are replaced too. Without a resourceVersion the
 labels and annotations given are added to those that are there.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.write(c.Context(), &in, verb{name: "apply", past: "applied", do: applyOne})
+			v := verb{name: "apply", past: "applied", do: applyOne}
+			if !dryRun {
+				return a.write(c.Context(), &in, v)
+			}
+			changes, err := a.rehearse(c.Context(), &in, v)
+			if err == nil && len(changes) > 0 {
+				a.printDryRun(v, changes)
+			}
+			return err
 		},
 	}
 	in.register(c)
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be done, by the rules that hold for the real thing")
 	return c
 }
 

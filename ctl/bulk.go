@@ -34,15 +34,8 @@ type tally struct {
 // write reads the input, validates all of it, then lets the verb work on one
 // resource after the other and reports as calicoctl does.
 func (a *app) write(ctx context.Context, in *inputFlags, v verb) error {
-	items, err := in.read(a.Stdin)
-	if err != nil {
-		return err
-	}
-	if len(items) == 0 {
-		fmt.Fprintln(a.Stdout, errNoResources)
-		return nil
-	}
-	if err := a.checkAll(v.name, items); err != nil {
+	items, err := a.checkedInput(in, v.name)
+	if err != nil || len(items) == 0 {
 		return err
 	}
 	store, log, err := a.openStore(ctx)
@@ -60,6 +53,20 @@ func (a *app) write(ctx context.Context, in *inputFlags, v verb) error {
 		log.Info("initialize datastore", "err", err)
 	}
 	return a.run(ctx, client, items, v)
+}
+
+// checkedInput reads the input and validates all of it. Without an error there
+// may be none; that has been said then.
+func (a *app) checkedInput(in *inputFlags, verb string) ([]item, error) {
+	items, err := in.read(a.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	if len(items) == 0 {
+		fmt.Fprintln(a.Stdout, errNoResources)
+		return nil, nil
+	}
+	return items, a.checkAll(verb, items)
 }
 
 // run lets the verb work and reports.
@@ -100,10 +107,21 @@ func (a *app) report(t tally) error {
 		fmt.Fprintf(a.Stdout, "Successfully %s %d %s(s)\n", t.verb.past, t.done, strings.TrimSuffix(of, "s"))
 		return nil
 	}
+	if t.done > 0 {
+		fmt.Fprintf(a.Stdout, "Partial success: %s the first %d out of %d %s:\n", t.verb.past, t.done, t.total, of)
+	}
+	return a.failure(t)
+}
+
+// failure is the error of a verb that did not do all it should.
+func (a *app) failure(t tally) error {
+	of := "resources"
+	if t.kind != "" {
+		of = "'" + t.kind + "' resources"
+	}
 	var err error
 	switch {
 	case t.done > 0:
-		fmt.Fprintf(a.Stdout, "Partial success: %s the first %d out of %d %s:\n", t.verb.past, t.done, t.total, of)
 		err = fmt.Errorf("hit error: %s", bracketed(t.errs))
 	case t.total == 1:
 		err = fmt.Errorf("failed to %s %s: %s", t.verb.name, strings.TrimSuffix(of, "s"), bracketed(t.errs))
@@ -166,9 +184,17 @@ func checkOne(verb string, i item) error {
 	if err := wrong.Err(); err != nil {
 		return err
 	}
-	if i.kind.Name == "ClusterInformation" {
-		return &resource.Error{Class: resource.ErrUnsupported, Operation: verb, Kind: i.kind.Name, Name: i.kind.Name, Reason: "resource is readonly"}
+	if err := readOnly(verb, i); err != nil {
+		return err
 	}
 	i.object.Default()
 	return i.object.Validate()
+}
+
+// readOnly refuses the kinds that only the system itself writes.
+func readOnly(verb string, i item) error {
+	if i.kind.Name != "ClusterInformation" {
+		return nil
+	}
+	return &resource.Error{Class: resource.ErrUnsupported, Operation: verb, Kind: i.kind.Name, Name: i.kind.Name, Reason: "resource is readonly"}
 }

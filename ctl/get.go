@@ -20,6 +20,7 @@ type getFlags struct {
 	output        string
 	allNamespaces bool
 	export        bool
+	watch         bool
 }
 
 func (a *app) getCommand() *cobra.Command {
@@ -41,6 +42,7 @@ func (a *app) getCommand() *cobra.Command {
 	f.BoolVarP(&g.allNamespaces, "all-namespaces", "A", false, "resources of all namespaces")
 	f.BoolVarP(&alsoAll, "a", "a", false, "the same as -A")
 	f.Lookup("a").Hidden = true
+	f.BoolVarP(&g.watch, "watch", "w", false, "print every change too, until interrupted; the first column says what happened")
 	f.BoolVar(&g.export, "export", false, "leave out what belongs to this cluster only (uid, resourceVersion, times); needs NAME")
 	return c
 }
@@ -62,17 +64,27 @@ func (a *app) get(ctx context.Context, g *getFlags, args []string) error {
 	if err != nil {
 		return err
 	}
+	if g.watch {
+		if kind.Name == "" {
+			return exit.New(exit.Usage, "give a KIND", errors.New("the resources of a file cannot be watched"))
+		}
+		return a.watch(ctx, g, kind, wanted)
+	}
 	store, log, err := a.openStore(ctx)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	client := resource.New(store, log)
+	read := &listing{Store: store}
+	client := resource.New(read, log)
 	var results []result
 	var missing []error
 	if wanted == nil {
 		var list result
 		list, err = a.list(ctx, client, g, kind)
+		if list.list != nil {
+			list.list.Metadata.ResourceVersion = string(read.revs[kind.Name])
+		}
 		results = append(results, list)
 	} else {
 		results, missing, err = a.fetch(ctx, client, g, wanted)
@@ -87,6 +99,25 @@ func (a *app) get(ctx context.Context, g *getFlags, args []string) error {
 		}
 	}
 	return getError(missing)
+}
+
+// listing is a store that remembers the revision at which each kind was listed
+// first.
+type listing struct {
+	datastore.Store
+	revs map[string]datastore.Revision
+}
+
+// List passes on what the store has.
+func (l *listing) List(ctx context.Context, q datastore.Query) ([]datastore.Entry, datastore.Revision, error) {
+	entries, rev, err := l.Store.List(ctx, q)
+	if _, seen := l.revs[q.Kind]; err == nil && !seen {
+		if l.revs == nil {
+			l.revs = map[string]datastore.Revision{}
+		}
+		l.revs[q.Kind] = rev
+	}
+	return entries, rev, err
 }
 
 // wanted finds out which resources are asked for; nil means all of the kind.

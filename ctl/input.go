@@ -33,7 +33,11 @@ func (in *inputFlags) register(c *cobra.Command) {
 	f.StringVarP(&in.filename, "filename", "f", "", "file or directory to read the resources from, - for stdin")
 	f.BoolVarP(&in.recursive, "recursive", "R", false, "read the directories below the one named too")
 	f.BoolVar(&in.skipEmpty, "skip-empty", false, "a file or directory without resources is no error")
-	f.StringVarP(&in.namespace, "namespace", "n", "", "namespace of namespaced resources that name none (default \"default\")")
+	in.registerNamespace(c)
+}
+
+func (in *inputFlags) registerNamespace(c *cobra.Command) {
+	c.Flags().StringVarP(&in.namespace, "namespace", "n", "", "namespace of namespaced resources that name none (default \"default\")")
 }
 
 // item is one resource as somebody typed it.

@@ -96,6 +96,7 @@ func newApp(o Options) (*app, *cobra.Command) {
 	f.Bool("allow-version-mismatch", false, "accepted for calicoctl's sake; versions are never refused")
 	root.AddCommand(
 		a.getCommand(), a.createCommand(), a.applyCommand(), a.replaceCommand(), a.deleteCommand(), a.validateCommand(),
+		a.patchCommand(), a.labelCommand(), a.diffCommand(),
 		a.nodeCommand(), a.ipamCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.Commands...)
