@@ -498,6 +498,8 @@ func typeReason(t reflect.Type, found jsonKind) string {
 		return "must be a whole number 0-" + strconv.FormatUint(1<<uint(t.Bits())-1, 10)
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		return "must be a whole number"
+	case reflect.Float64:
+		return "must be a number"
 	}
 	return "must be a " + t.Kind().String()
 }

@@ -251,7 +251,7 @@ func TestMergeKeepsEverything(t *testing.T) {
 // sprinkle adds unknown fields to objects. Free maps (labels) know every key.
 func sprinkle(t *rapid.T, n *tree) {
 	for i, v := range n.values {
-		if n.kind == jsonObject && slices.Contains([]string{"labels", "annotations", "labelsToApply"}, n.keys[i]) {
+		if n.kind == jsonObject && slices.Contains([]string{"labels", "annotations", "labelsToApply", "matchLabels"}, n.keys[i]) {
 			continue
 		}
 		sprinkle(t, v)

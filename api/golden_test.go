@@ -74,6 +74,91 @@ func goldens() []golden {
 			`{"kind":"IPReservation","apiVersion":"projectcalico.org/v3","metadata":{"name":"r1"},"spec":{"reservedCIDRs":["192.168.1.0/30","FD00::1"]}}`,
 			`{"kind":"IPReservation","apiVersion":"projectcalico.org/v3","metadata":{"name":"r1"},"spec":{"reservedCIDRs":["192.168.1.0/30","fd00::1"]}}`,
 		},
+		{
+			"HostEndpoint",
+			`{"kind":"HostEndpoint","apiVersion":"projectcalico.org/v3","metadata":{"name":"node1-eth0","labels":{"role":"host"}},"spec":{"node":"node1","interfaceName":"eth0","expectedIPs":["10.0.0.1","FD00::1"],"ports":[{"name":"ssh","protocol":"TCP","port":22}]}}`,
+			`{"kind":"HostEndpoint","apiVersion":"projectcalico.org/v3","metadata":{"name":"node1-eth0","labels":{"role":"host"}},"spec":{"node":"node1","interfaceName":"eth0","expectedIPs":["10.0.0.1","fd00::1"],"ports":[{"name":"ssh","protocol":"TCP","port":22}]}}`,
+		},
+		{
+			"NetworkPolicy",
+			`{"kind":"NetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"allow-web","namespace":"default"},"spec":{"tier":"default","order":100,"selector":"app == 'web'","serviceAccountSelector":"","types":["Ingress"],"ingress":[{"action":"Allow","protocol":"TCP","source":{"selector":"app == 'fe'","namespaceSelector":"all()"},"destination":{"ports":[80,"8080:8090","http"]}}]}}`,
+			`{"kind":"NetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"allow-web","namespace":"default","labels":{"projectcalico.org/tier":"default"}},"spec":{"tier":"default","order":100,"ingress":[{"action":"Allow","protocol":"TCP","source":{"selector":"app == 'fe'","namespaceSelector":"all()"},"destination":{"ports":[80,"8080:8090","http"]}}],"selector":"app == 'web'","types":["Ingress"]}}`,
+		},
+		{
+			"GlobalNetworkPolicy",
+			`{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"deny-all"},"spec":{"order":2000,"selector":"all()","namespaceSelector":"","doNotTrack":false,"preDNAT":false,"applyOnForward":false,"types":["Ingress","Egress"],"performanceHints":["AssumeNeededOnEveryNode"]}}`,
+			`{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"deny-all","labels":{"projectcalico.org/tier":"default"}},"spec":{"tier":"default","order":2000,"selector":"all()","types":["Ingress","Egress"],"performanceHints":["AssumeNeededOnEveryNode"]}}`,
+		},
+		{
+			"GlobalNetworkPolicy of hosts",
+			`{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"security.pre"},"spec":{"tier":"security","order":0.5,"selector":"role=='host'","preDNAT":true,"applyOnForward":true,"serviceAccountSelector":"has(a)","namespaceSelector":"has(b)","ingress":[{"action":"Pass","source":{"nets":["10.0.0.1/8"]}}]}}`,
+			`{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"security.pre","labels":{"projectcalico.org/tier":"security"}},"spec":{"tier":"security","order":0.5,"ingress":[{"action":"Pass","source":{"nets":["10.0.0.0/8"]}}],"selector":"role=='host'","types":["Ingress"],"preDNAT":true,"applyOnForward":true,"serviceAccountSelector":"has(a)","namespaceSelector":"has(b)"}}`,
+		},
+		{
+			"StagedNetworkPolicy",
+			`{"kind":"StagedNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s","namespace":"default"},"spec":{"stagedAction":"Set","selector":"all()","egress":[{"action":"Log"}]}}`,
+			`{"kind":"StagedNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s","namespace":"default","labels":{"projectcalico.org/tier":"default"}},"spec":{"stagedAction":"Set","tier":"default","egress":[{"action":"Log"}],"selector":"all()","types":["Egress"]}}`,
+		},
+		{
+			"StagedNetworkPolicy to delete",
+			`{"kind":"StagedNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s","namespace":"default"},"spec":{"stagedAction":"Delete"}}`,
+			`{"kind":"StagedNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s","namespace":"default","labels":{"projectcalico.org/tier":"default"}},"spec":{"stagedAction":"Delete","tier":"default"}}`,
+		},
+		{
+			"StagedGlobalNetworkPolicy",
+			`{"kind":"StagedGlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s"},"spec":{"doNotTrack":true,"applyOnForward":true,"ingress":[{"action":"Deny"}],"egress":[{"action":"Deny"}]}}`,
+			`{"kind":"StagedGlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"s","labels":{"projectcalico.org/tier":"default"}},"spec":{"tier":"default","ingress":[{"action":"Deny"}],"egress":[{"action":"Deny"}],"types":["Ingress","Egress"],"doNotTrack":true,"applyOnForward":true}}`,
+		},
+		{
+			"StagedKubernetesNetworkPolicy",
+			`{"kind":"StagedKubernetesNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"k","namespace":"default"},"spec":{"podSelector":{"matchLabels":{"app":"web"},"matchExpressions":[{"key":"t","operator":"In","values":["a","b"]},{"key":"x","operator":"DoesNotExist"}]},"ingress":[{"ports":[{"protocol":"TCP","port":80,"endPort":90},{"port":"http"}],"from":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}},{"podSelector":{},"namespaceSelector":{}}]}],"egress":[{}]}}`,
+			`{"kind":"StagedKubernetesNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"k","namespace":"default"},"spec":{"podSelector":{"matchLabels":{"app":"web"},"matchExpressions":[{"key":"t","operator":"In","values":["a","b"]},{"key":"x","operator":"DoesNotExist"}]},"ingress":[{"ports":[{"protocol":"TCP","port":80,"endPort":90},{"port":"http"}],"from":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}},{"podSelector":{},"namespaceSelector":{}}]}],"egress":[{}],"policyTypes":["Ingress","Egress"]}}`,
+		},
+		{
+			"Tier",
+			`{"kind":"Tier","apiVersion":"projectcalico.org/v3","metadata":{"name":"security"},"spec":{"order":500}}`,
+			`{"kind":"Tier","apiVersion":"projectcalico.org/v3","metadata":{"name":"security"},"spec":{"order":500,"defaultAction":"Deny"},"status":{}}`,
+		},
+		{
+			"Tier built in",
+			`{"kind":"Tier","apiVersion":"projectcalico.org/v3","metadata":{"name":"kube-baseline"},"spec":{}}`,
+			`{"kind":"Tier","apiVersion":"projectcalico.org/v3","metadata":{"name":"kube-baseline"},"spec":{"order":10000000,"defaultAction":"Pass"},"status":{}}`,
+		},
+		{
+			"NetworkSet",
+			`{"kind":"NetworkSet","apiVersion":"projectcalico.org/v3","metadata":{"name":"s1","namespace":"default","labels":{"k":"v"}},"spec":{"nets":["1.2.3.0/24","2001:DB8::/32"]}}`,
+			`{"kind":"NetworkSet","apiVersion":"projectcalico.org/v3","metadata":{"name":"s1","namespace":"default","labels":{"k":"v"}},"spec":{"nets":["1.2.3.0/24","2001:db8::/32"]}}`,
+		},
+		{
+			"GlobalNetworkSet",
+			`{"kind":"GlobalNetworkSet","apiVersion":"projectcalico.org/v3","metadata":{"name":"g1","labels":{"k":"v"}},"spec":{"nets":["1.2.3.4/24","2001:db8::1"]}}`,
+			`{"kind":"GlobalNetworkSet","apiVersion":"projectcalico.org/v3","metadata":{"name":"g1","labels":{"k":"v"}},"spec":{"nets":["1.2.3.0/24","2001:db8::1"]}}`,
+		},
+		{
+			"BGPFilter",
+			`{"kind":"BGPFilter","apiVersion":"projectcalico.org/v3","metadata":{"name":"f1"},"spec":{"exportV4":[{"action":"Accept","cidr":"10.0.0.0/8","matchOperator":"In","prefixLength":{"min":16,"max":24},"source":"RemotePeers","interface":"eth*","peerType":"eBGP","communities":{"values":["65000:1"]},"asPathPrefix":[65001],"priority":512,"operations":[{"addCommunity":{"value":"65000:2"}},{"prependASPath":{"prefix":[65000]}},{"setPriority":{"value":100}}]}],"importV6":[{"action":"Reject","cidr":"FD00::/8","matchOperator":"NotIn"}]}}`,
+			`{"kind":"BGPFilter","apiVersion":"projectcalico.org/v3","metadata":{"name":"f1"},"spec":{"exportV4":[{"cidr":"10.0.0.0/8","prefixLength":{"min":16,"max":24},"source":"RemotePeers","interface":"eth*","matchOperator":"In","peerType":"eBGP","communities":{"values":["65000:1"]},"asPathPrefix":[65001],"priority":512,"action":"Accept","operations":[{"addCommunity":{"value":"65000:2"}},{"prependASPath":{"prefix":[65000]}},{"setPriority":{"value":100}}]}],"importV6":[{"cidr":"fd00::/8","matchOperator":"NotIn","action":"Reject"}]}}`,
+		},
+		{
+			"KubeControllersConfiguration",
+			`{"kind":"KubeControllersConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"healthChecks":"Enabled","prometheusMetricsPort":9094,"etcdV3CompactionPeriod":"10m","controllers":{"node":{"reconcilerPeriod":"5m","syncLabels":"Enabled","leakGracePeriod":"15m","hostEndpoint":{"autoCreate":"Disabled","createDefaultHostEndpoint":"Enabled","templates":[{"generateName":"t","nodeSelector":"all()","interfaceCIDRs":["10.0.0.0/8"],"interfacePattern":"eth.*","labels":{"a":"b"}}]}},"policy":{},"workloadEndpoint":{},"serviceAccount":{},"namespace":{},"loadBalancer":{"assignIPs":"AllServices"}}}}`,
+			`{"kind":"KubeControllersConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"healthChecks":"Enabled","etcdV3CompactionPeriod":"10m0s","prometheusMetricsPort":9094,"controllers":{"node":{"reconcilerPeriod":"5m0s","syncLabels":"Enabled","hostEndpoint":{"autoCreate":"Disabled","createDefaultHostEndpoint":"Enabled","templates":[{"generateName":"t","interfaceCIDRs":["10.0.0.0/8"],"interfacePattern":"eth.*","labels":{"a":"b"},"nodeSelector":"all()"}]},"leakGracePeriod":"15m0s"},"policy":{},"workloadEndpoint":{},"serviceAccount":{},"namespace":{},"loadBalancer":{"assignIPs":"AllServices"}}}}`,
+		},
+		{
+			"CalicoNodeStatus",
+			`{"kind":"CalicoNodeStatus","apiVersion":"projectcalico.org/v3","metadata":{"name":"s1"},"spec":{"node":"node1","classes":["Agent","BGP","Routes"],"updatePeriodSeconds":10}}`,
+			`{"kind":"CalicoNodeStatus","apiVersion":"projectcalico.org/v3","metadata":{"name":"s1"},"spec":{"node":"node1","classes":["Agent","BGP","Routes"],"updatePeriodSeconds":10},"status":{"lastUpdated":null,"agent":{"birdV4":{},"birdV6":{}},"bgp":{"numberEstablishedV4":0,"numberNotEstablishedV4":0,"numberEstablishedV6":0,"numberNotEstablishedV6":0},"routes":{}}}`,
+		},
+		{
+			"BlockAffinity",
+			`{"kind":"BlockAffinity","apiVersion":"projectcalico.org/v3","metadata":{"name":"node1-10-65-79-0-26"},"spec":{"state":"confirmed","node":"node1","type":"host","cidr":"10.65.79.0/26","deleted":"false"}}`,
+			`{"kind":"BlockAffinity","apiVersion":"projectcalico.org/v3","metadata":{"name":"node1-10-65-79-0-26"},"spec":{"state":"confirmed","node":"node1","type":"host","cidr":"10.65.79.0/26"}}`,
+		},
+		{
+			"IPAMConfiguration",
+			`{"kind":"IPAMConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"strictAffinity":true,"maxBlocksPerHost":4,"autoAllocateBlocks":false}}`,
+			`{"kind":"IPAMConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"strictAffinity":true,"maxBlocksPerHost":4,"autoAllocateBlocks":false}}`,
+		},
 	}
 }
 
@@ -208,6 +293,9 @@ func fill(v reflect.Value, depth int) {
 	case IntOrString:
 		v.Set(reflect.ValueOf(FromText("http")))
 		return
+	case StoredBool:
+		v.Set(reflect.ValueOf(StoredBool{On: true}))
+		return
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -234,6 +322,8 @@ func fill(v reflect.Value, depth int) {
 		v.SetInt(7)
 	case reflect.Uint16, reflect.Uint32:
 		v.SetUint(9)
+	case reflect.Float64:
+		v.SetFloat(2.5)
 	default:
 		panic("no value for " + v.Type().String())
 	}

@@ -35,13 +35,27 @@ type PrintContext struct {
 func Kinds() []Kind {
 	return []Kind{
 		bgpConfigurationKind(),
+		bgpFilterKind(),
 		bgpPeerKind(),
+		blockAffinityKind(),
+		calicoNodeStatusKind(),
 		clusterInformationKind(),
 		felixConfigurationKind(),
+		globalNetworkPolicyKind(),
+		globalNetworkSetKind(),
+		hostEndpointKind(),
+		ipamConfigurationKind(),
 		ipPoolKind(),
 		ipReservationKind(),
+		kubeControllersConfigurationKind(),
+		networkPolicyKind(),
+		networkSetKind(),
 		nodeKind(),
 		profileKind(),
+		stagedGlobalNetworkPolicyKind(),
+		stagedKubernetesNetworkPolicyKind(),
+		stagedNetworkPolicyKind(),
+		tierKind(),
 		workloadEndpointKind(),
 	}
 }

@@ -16,6 +16,11 @@ func TestLookupKind(t *testing.T) {
 		"node": "Node", "no": "Node", "nodes": "Node", "wep": "WorkloadEndpoint", "workloadEndpoint": "WorkloadEndpoint",
 		"bgpconfig": "BGPConfiguration", "bgpPeers": "BGPPeer", "bp": "BGPPeer", "clusterinfo": "ClusterInformation",
 		"felixconfig": "FelixConfiguration", "reservation": "IPReservation", "pro": "Profile",
+		"gnp": "GlobalNetworkPolicy", "np": "NetworkPolicy", "policy": "NetworkPolicy", "pol": "NetworkPolicy", "policies": "NetworkPolicy",
+		"snp": "StagedNetworkPolicy", "sgnp": "StagedGlobalNetworkPolicy", "sknp": "StagedKubernetesNetworkPolicy",
+		"gnetsets": "GlobalNetworkSet", "netsets": "NetworkSet", "hep": "HostEndpoint", "ipamconfig": "IPAMConfiguration",
+		"nodestatus": "CalicoNodeStatus", "bgpf": "BGPFilter", "bf": "BGPFilter", "tier": "Tier", "tiers": "Tier",
+		"kubecontrollersconfiguration": "KubeControllersConfiguration", "blockaffinities": "BlockAffinity",
 	} {
 		k, err := LookupKind(word)
 		if err != nil || k.Name != want {
@@ -77,6 +82,61 @@ default Info true 64512`,
 default 0123456789abcdef0123456789abcdef k8s,bgp v3.34.0 true
 NAME CLUSTERGUID CLUSTERTYPE CALICOVERSION DATASTOREREADY
 default 0123456789abcdef0123456789abcdef k8s,bgp v3.34.0 true`,
+		"HostEndpoint": `NAME NODE
+node1-eth0 node1
+NAME NODE INTERFACE IPS PROFILES
+node1-eth0 node1 eth0 10.0.0.1,fd00::1 `,
+		"NetworkPolicy": `NAME TIER
+allow-web default
+NAME TIER ORDER SELECTOR
+allow-web default 100 app == 'web'`,
+		"GlobalNetworkPolicy": `NAME TIER
+deny-all default
+NAME TIER ORDER SELECTOR
+deny-all default 2000 all()`,
+		"GlobalNetworkPolicy of hosts": `NAME TIER
+security.pre security
+NAME TIER ORDER SELECTOR
+security.pre security 0.5 role=='host'`,
+		"StagedNetworkPolicy": `NAME TIER
+s default
+NAME TIER ORDER SELECTOR
+s default <nil> all()`,
+		"StagedGlobalNetworkPolicy": `NAME TIER
+s default
+NAME TIER ORDER SELECTOR
+s default <nil> `,
+		"StagedKubernetesNetworkPolicy": `NAME
+k
+NAME PODSELECTOR
+k app=web,t in (a,b),!x`,
+		"Tier": `NAME ORDER
+security 500
+NAME ORDER
+security 500`,
+		"Tier built in": `NAME ORDER
+kube-baseline 1e+07
+NAME ORDER
+kube-baseline 1e+07`,
+		"NetworkSet":       "NAME\ns1\nNAME NETS\ns1 1.2.3.0/24,2001:db8::/32",
+		"GlobalNetworkSet": "NAME\ng1\nNAME NETS\ng1 1.2.3.0/24,2001:db8::1",
+		"BGPFilter": `NAME NUMEXPORTV4 NUMIMPORTV4 NUMEXPORTV6 NUMIMPORTV6
+f1 1 0 0 1
+NAME NUMEXPORTV4 NUMIMPORTV4 NUMEXPORTV6 NUMIMPORTV6
+f1 1 0 0 1`,
+		"KubeControllersConfiguration": "NAME\ndefault\nNAME\ndefault",
+		"CalicoNodeStatus": `NAME NODE
+s1 node1
+NAME NODE CLASSES
+s1 node1 Agent,BGP,Routes`,
+		"BlockAffinity": `NAME CIDR NODE
+node1-10-65-79-0-26 10.65.79.0/26 node1
+NAME CIDR NODE STATE
+node1-10-65-79-0-26 10.65.79.0/26 node1 confirmed`,
+		"IPAMConfiguration": `NAME STRICTAFFINITY AUTOALLOCATEBLOCKS
+default true false
+NAME STRICTAFFINITY AUTOALLOCATEBLOCKS MAXBLOCKSPERHOST
+default true false 4`,
 		"IPReservation": "NAME\nr1\nNAME CIDRS\nr1 192.168.1.0/30,fd00::1",
 	}
 	for _, g := range goldens() {
