@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,14 +12,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/ipam"
 )
 
 func (a *app) ipamCommand() *cobra.Command {
-	c := &cobra.Command{Use: "ipam", Short: "Inspect the management of addresses"}
+	c := &cobra.Command{Use: "ipam", Short: "Inspect and repair the management of addresses"}
 	group(c)
-	c.AddCommand(a.ipamShowCommand())
+	c.AddCommand(a.ipamShowCommand(), a.ipamCheckCommand(), a.ipamReleaseCommand(), a.ipamSplitCommand(), a.ipamConfigureCommand())
 	return c
 }
 
@@ -46,8 +46,8 @@ func (a *app) ipamShow(ctx context.Context, f ipamShowFlags) error {
 	var addr netip.Addr
 	if f.ip != "" {
 		var err error
-		if addr, err = netip.ParseAddr(f.ip); err != nil || addr.Zone() != "" {
-			return exit.New(exit.Usage, "write one such as 10.65.0.1 or fd80::1", fmt.Errorf("invalid IP address '%s'", f.ip))
+		if addr, err = parseAddr(f.ip); err != nil {
+			return err
 		}
 	}
 	store, log, err := a.openStore(ctx)
@@ -58,7 +58,7 @@ func (a *app) ipamShow(ctx context.Context, f ipamShowFlags) error {
 	client := ipam.New(store, ipam.Options{Log: log, Now: a.Now})
 	switch {
 	case addr.IsValid():
-		err = a.showAddress(ctx, client, addr.Unmap())
+		err = a.showAddress(ctx, client, addr)
 	case f.configuration:
 		err = a.showConfiguration(ctx, client)
 	case f.borrowed:
@@ -115,6 +115,10 @@ func (a *app) showConfiguration(ctx context.Context, client *ipam.Client) error 
 		{"StrictAffinity", strconv.FormatBool(c.StrictAffinity)},
 		{"AutoAllocateBlocks", strconv.FormatBool(c.AutoAllocateBlocks)},
 		{"MaxBlocksPerHost", strconv.Itoa(c.MaxBlocksPerHost)},
+	}
+	var persistence string
+	if raw := c.Extra[persistenceField]; len(raw) > 0 && json.Unmarshal(raw, &persistence) == nil {
+		rows = append(rows, []string{"KubeVirtVMAddressPersistence", persistence})
 	}
 	if c.IPCooldownSeconds != 0 {
 		rows = append(rows, []string{"IPCooldownSeconds", strconv.Itoa(c.IPCooldownSeconds)})

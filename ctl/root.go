@@ -97,7 +97,7 @@ func newApp(o Options) (*app, *cobra.Command) {
 	root.AddCommand(
 		a.getCommand(), a.createCommand(), a.applyCommand(), a.replaceCommand(), a.deleteCommand(), a.validateCommand(),
 		a.patchCommand(), a.labelCommand(), a.diffCommand(),
-		a.nodeCommand(), a.ipamCommand(), a.versionCommand(),
+		a.nodeCommand(), a.ipamCommand(), a.datastoreCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.Commands...)
 	wrapArgs(root)
