@@ -31,11 +31,11 @@ type Revision string
 
 // Kinds of the IPAM objects; the other kinds are the v3 names of package api.
 const (
-	KindIPAMBlock     = "IPAMBlock"     // Name: the block's CIDR
-	KindBlockAffinity = "BlockAffinity" // Namespace: the owner, "host:<node>" or "virtual:<name>"; Name: the CIDR
-	KindIPAMHandle    = "IPAMHandle"    // Name: the handle ID
-	KindIPAMConfig    = "IPAMConfig"    // Name: "default"
-	KindIPAMHost      = "IPAMHost"      // Name: the node; the marker that a host uses IPAM
+	KindIPAMBlock     = "IPAMBlock"         // Name: the block's CIDR
+	KindBlockAffinity = "IPAMBlockAffinity" // Namespace: the owner, "host:<node>" or "virtual:<name>"; Name: the CIDR
+	KindIPAMHandle    = "IPAMHandle"        // Name: the handle ID
+	KindIPAMConfig    = "IPAMConfig"        // Name: "default"
+	KindIPAMHost      = "IPAMHost"          // Name: the node; the marker that a host uses IPAM
 )
 
 // Key names one stored value.

@@ -360,7 +360,7 @@ func TestListJSON(t *testing.T) {
 	if items[0].Value.State != "" || items[1].Value.State != api.AffinityPending {
 		t.Errorf("values: %+v", items)
 	}
-	if !strings.Contains(problems[0].Error(), "BlockAffinity(host:n/10.0.0.128/26)") {
+	if !strings.Contains(problems[0].Error(), "IPAMBlockAffinity(host:n/10.0.0.128/26)") {
 		t.Errorf("problem does not name the key: %v", problems[0])
 	}
 }
