@@ -56,15 +56,15 @@ func EncodeObject(o api.Object) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", ObjectKey(o), err)
 	}
-	stored, err := storedCopy(k, o)
+	stored, err := storedCopy(k, o, o.Meta().Name)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", ObjectKey(o), err)
 	}
 	return json.Marshal(stored)
 }
 
-// storedCopy is a deep copy of o as it is stored.
-func storedCopy(k api.Kind, o api.Object) (api.Object, error) {
+// storedCopy is a deep copy of o as it is stored under the name keyName.
+func storedCopy(k api.Kind, o api.Object, keyName string) (api.Object, error) {
 	b, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
@@ -76,14 +76,17 @@ func storedCopy(k api.Kind, o api.Object) (api.Object, error) {
 	*c.Type() = api.TypeMeta{Kind: k.Name, APIVersion: api.GroupVersion}
 	m := c.Meta()
 	m.ResourceVersion, m.SelfLink = "", ""
-	if wep, ok := c.(*api.WorkloadEndpoint); ok {
+	switch r := c.(type) {
+	case *api.WorkloadEndpoint:
 		if m.Labels == nil {
 			m.Labels = map[string]string{}
 		}
 		m.Labels[labelNamespace] = m.Namespace
-		m.Labels[labelOrchestrator] = wep.Spec.Orchestrator
+		m.Labels[labelOrchestrator] = r.Spec.Orchestrator
+	case *api.BlockAffinityView:
+		r.Spec.Deleted.AsText = true
 	}
-	return c, nil
+	return c, storePolicyName(c, keyName)
 }
 
 // DecodeObject reads a stored value. Fields it does not know are ignored; what
@@ -99,20 +102,25 @@ func DecodeObject(k api.Kind, e Entry) (api.Object, error) {
 		return nil, fmt.Errorf("decode %s: stored kind is %q", e.Key, t.Kind)
 	}
 	*t = api.TypeMeta{Kind: k.Name, APIVersion: api.GroupVersion}
-	if m.Name != "" && m.Name != e.Key.Name {
+	name := policyName(o, e.Key.Name)
+	if m.Name != "" && m.Name != e.Key.Name && m.Name != name {
 		return nil, fmt.Errorf("decode %s: stored metadata.name is %q", e.Key, m.Name)
 	}
 	if m.Namespace != "" && m.Namespace != e.Key.Namespace {
 		return nil, fmt.Errorf("decode %s: stored metadata.namespace is %q", e.Key, m.Namespace)
 	}
-	m.Name, m.Namespace = e.Key.Name, e.Key.Namespace
+	m.Name, m.Namespace = name, e.Key.Namespace
+	loadPolicy(o)
+	if b, ok := o.(*api.BlockAffinityView); ok {
+		b.Spec.Deleted.AsText = false
+	}
 	m.ResourceVersion = string(e.Rev)
 	return o, nil
 }
 
 // GetObject reads one object; its resourceVersion is filled in.
 func GetObject(ctx context.Context, s Store, k api.Kind, namespace, name string) (api.Object, error) {
-	e, err := s.Get(ctx, Key{Kind: k.Name, Namespace: namespace, Name: name})
+	e, err := getEntry(ctx, s, k, Key{Kind: k.Name, Namespace: namespace, Name: name})
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +135,7 @@ func ListObjects(ctx context.Context, s Store, k api.Kind, namespace string) (ob
 	if err != nil {
 		return nil, "", nil, err
 	}
+	var keys []Key
 	for _, e := range entries {
 		o, err := DecodeObject(k, e)
 		if err != nil {
@@ -134,8 +143,10 @@ func ListObjects(ctx context.Context, s Store, k api.Kind, namespace string) (ob
 			continue
 		}
 		objects = append(objects, o)
+		keys = append(keys, e.Key)
 	}
-	return objects, rev, problems, nil
+	objects, twice := sortPolicies(k, objects, keys)
+	return objects, rev, append(problems, twice...), nil
 }
 
 // CreateObject stores a new object, ErrExists if there is one. On success o has
@@ -153,12 +164,18 @@ func CreateObject(ctx context.Context, s Store, o api.Object) error {
 }
 
 func create(ctx context.Context, s Store, k api.Kind, o api.Object) error {
-	stored, err := storedCopy(k, o)
+	key := ObjectKey(o)
+	stored, err := storedCopy(k, o, key.Name)
 	if err != nil {
-		return fmt.Errorf("create %s: %w", ObjectKey(o), err)
+		return fmt.Errorf("create %s: %w", key, err)
+	}
+	if _, isPolicy := api.TierOf(o); isPolicy {
+		if old, err := getEntry(ctx, s, k, key); err == nil && old.Key != key {
+			return fmt.Errorf("create %s: %w as %s", key, ErrExists, old.Key)
+		}
 	}
 	newIdentity(stored.Meta())
-	return write(ctx, s, k, o, stored, nil, Absent())
+	return write(ctx, s, k, o, stored, Entry{Key: key}, Absent())
 }
 
 // UpdateObject replaces the object whose resourceVersion o carries: ErrConflict
@@ -172,7 +189,7 @@ func UpdateObject(ctx context.Context, s Store, o api.Object) error {
 	if err != nil {
 		return fmt.Errorf("update %s: %w", ObjectKey(o), err)
 	}
-	cur, err := s.Get(ctx, ObjectKey(o))
+	cur, err := getEntry(ctx, s, k, ObjectKey(o))
 	if err != nil {
 		return err
 	}
@@ -188,7 +205,7 @@ func ApplyObject(ctx context.Context, s Store, o api.Object) error {
 		return fmt.Errorf("apply %s: %w", ObjectKey(o), err)
 	}
 	for attempt := 0; ; attempt++ {
-		cur, err := s.Get(ctx, ObjectKey(o))
+		cur, err := getEntry(ctx, s, k, ObjectKey(o))
 		switch {
 		case errors.Is(err, ErrNotFound):
 			err = create(ctx, s, k, o)
@@ -211,7 +228,7 @@ func ApplyObject(ctx context.Context, s Store, o api.Object) error {
 func DeleteObject(ctx context.Context, s Store, k api.Kind, namespace, name string, rev Revision) (api.Object, error) {
 	key := Key{Kind: k.Name, Namespace: namespace, Name: name}
 	for attempt := 0; ; attempt++ {
-		e, err := s.Get(ctx, key)
+		e, err := getEntry(ctx, s, k, key)
 		if err != nil {
 			return nil, err
 		}
@@ -219,7 +236,7 @@ func DeleteObject(ctx context.Context, s Store, k api.Kind, namespace, name stri
 		if rev != "" {
 			at = rev
 		}
-		err = s.Delete(ctx, key, At(at))
+		err = s.Delete(ctx, e.Key, At(at))
 		if err == nil {
 			return decodeOrName(k, e), nil
 		}
@@ -236,7 +253,7 @@ func DeleteObject(ctx context.Context, s Store, k api.Kind, namespace, name stri
 func modifyObject(ctx context.Context, s Store, k api.Kind, namespace, name string, fn func(api.Object) error) (api.Object, error) {
 	key := Key{Kind: k.Name, Namespace: namespace, Name: name}
 	for attempt := 0; ; attempt++ {
-		e, err := s.Get(ctx, key)
+		e, err := getEntry(ctx, s, k, key)
 		if err != nil {
 			return nil, err
 		}
@@ -268,14 +285,17 @@ func replace(ctx context.Context, s Store, k api.Kind, o api.Object, cur Entry) 
 	if m.ResourceVersion != "" && m.ResourceVersion != string(cur.Rev) {
 		return fmt.Errorf("update %s: %w: resourceVersion is %s, not %s", cur.Key, ErrConflict, cur.Rev, m.ResourceVersion)
 	}
-	stored, err := storedCopy(k, o)
+	old, unreadable := DecodeObject(k, cur)
+	if unreadable == nil {
+		m.Name = old.Meta().Name // a policy may have been asked for by its key
+	}
+	stored, err := storedCopy(k, o, cur.Key.Name)
 	if err != nil {
 		return fmt.Errorf("update %s: %w", cur.Key, err)
 	}
-	old, err := DecodeObject(k, cur)
-	if err != nil { // what cannot be read is replaced as a whole
+	if unreadable != nil { // what cannot be read is replaced as a whole
 		newIdentity(stored.Meta())
-		return write(ctx, s, k, o, stored, nil, At(cur.Rev))
+		return write(ctx, s, k, o, stored, Entry{Key: cur.Key}, At(cur.Rev))
 	}
 	if said := m.UID; said != "" && m.ResourceVersion != "" && old.Meta().UID != "" && said != old.Meta().UID {
 		return fmt.Errorf("update %s: %w: uid is %s, not %s", cur.Key, ErrConflict, old.Meta().UID, said)
@@ -287,12 +307,13 @@ func replace(ctx context.Context, s Store, k api.Kind, o api.Object, cur Entry) 
 		stored.Meta().CreationTimestamp = created
 	}
 	newIdentity(stored.Meta())
-	return write(ctx, s, k, o, stored, cur.Value, At(cur.Rev))
+	return write(ctx, s, k, o, stored, cur, At(cur.Rev))
 }
 
-// write puts stored, with what old has beside it, and tells o the outcome.
-func write(ctx context.Context, s Store, k api.Kind, o, stored api.Object, old []byte, pre Precondition) error {
-	key := ObjectKey(stored)
+// write puts stored under the key of cur, with what the value of cur, if it has
+// one, has beside it, and tells o the outcome.
+func write(ctx context.Context, s Store, k api.Kind, o, stored api.Object, cur Entry, pre Precondition) error {
+	key, old, name := cur.Key, cur.Value, o.Meta().Name
 	value, err := json.Marshal(stored)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", key, err)
@@ -309,7 +330,8 @@ func write(ctx context.Context, s Store, k api.Kind, o, stored api.Object, old [
 		}
 	}
 	*o.Type(), *o.Meta() = *stored.Type(), *stored.Meta()
-	o.Meta().ResourceVersion = string(rev)
+	o.Meta().Name, o.Meta().ResourceVersion = name, string(rev)
+	loadPolicy(o)
 	return nil
 }
 
