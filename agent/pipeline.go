@@ -27,13 +27,16 @@ type pipeline struct {
 	opts    Options
 	wake    chan struct{}
 
-	addressKick chan struct{} // an address or link changed
-	onStore     func(error)   // told of every batch; set before run
-	synced      chan struct{} // closed once a first full state is in the tables
+	addressKick chan struct{}    // an address or link changed
+	onStore     func(error)      // told of every batch; set before run
+	onState     func(calc.State) // told of every state before it is published; set before run
+	tunnelKick  chan struct{}    // what the pools want of tunnels, or the MTU, may have changed
+	synced      chan struct{}    // closed once a first full state is in the tables
 
 	mu       sync.Mutex
 	pending  calc.Batch
 	inSync   bool // the datastore's snapshot is complete
+	linked   bool // the host's interfaces are known
 	isReady  bool
 	state    calc.State
 	bgpError error
@@ -43,7 +46,7 @@ type pipeline struct {
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
 	return &pipeline{
 		core: core, tables: t, speaker: s, opts: o,
-		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), synced: make(chan struct{}),
+		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
 }
 
@@ -66,7 +69,7 @@ func (p *pipeline) deliver(b datastore.Batch) {
 
 func (p *pipeline) linksChanged(links []autodetect.Interface) {
 	p.mu.Lock()
-	p.pending.Links = links
+	p.pending.Links, p.linked = links, true
 	p.mu.Unlock()
 	kick(p.wake)
 	kick(p.addressKick)
@@ -84,12 +87,12 @@ func (p *pipeline) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-p.wake:
-			p.round()
+			p.round(ctx)
 		case <-p.speaker.Changed():
 			p.mu.Lock()
 			p.pending.Learnt = nonNil(p.speaker.Best())
 			p.mu.Unlock()
-			p.round()
+			p.round(ctx)
 		case <-converge.C:
 		}
 		if held && p.settled() {
@@ -119,10 +122,11 @@ func nonNil(m map[netip.Prefix]bgp.Path) map[netip.Prefix]bgp.Path {
 }
 
 // round takes the mailbox, computes and publishes. Before the datastore's
-// snapshot is complete it only folds: nothing may be written from half a state.
-func (p *pipeline) round() {
+// snapshot is complete and the host's interfaces are known it only folds:
+// nothing may be written from half a state.
+func (p *pipeline) round(ctx context.Context) {
 	p.mu.Lock()
-	batch, complete, waiters := p.pending, p.inSync, p.waiters
+	batch, complete, waiters := p.pending, p.inSync && p.linked, p.waiters
 	p.pending, p.waiters = calc.Batch{}, nil
 	p.mu.Unlock()
 
@@ -133,7 +137,7 @@ func (p *pipeline) round() {
 		p.mu.Unlock()
 		return
 	}
-	p.publish(state, p.program(state))
+	p.publish(state, p.program(ctx, state))
 	for _, w := range waiters {
 		close(w)
 	}
@@ -145,11 +149,12 @@ func (p *pipeline) round() {
 }
 
 // program hands the state on; while the datastore is locked nothing changes.
-func (p *pipeline) program(state calc.State) error {
+func (p *pipeline) program(ctx context.Context, state calc.State) error {
 	if state.Locked {
 		return nil
 	}
 	p.tables.sysctls.Set(state.Sysctls)
+	p.tables.setTunnels(ctx, state)
 	p.tables.routes.Set(state.Routes)
 	if !p.opts.BGP {
 		return nil
@@ -158,6 +163,7 @@ func (p *pipeline) program(state calc.State) error {
 }
 
 func (p *pipeline) publish(state calc.State, bgpErr error) {
+	p.onState(state)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, text := range state.Problems {
@@ -171,6 +177,9 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 			remedy = "another BGP daemon holds the port"
 		}
 		p.opts.Log.Error("BGP cannot run as configured", "err", bgpErr, "remedy", remedy)
+	}
+	if p.state.Use != state.Use || p.state.MTU != state.MTU {
+		defer kick(p.tunnelKick)
 	}
 	p.state, p.bgpError = state, bgpErr
 }
