@@ -12,11 +12,13 @@ import (
 
 // Config is the whole wanted state of the speaker; see Speaker.Set.
 type Config struct {
-	RouterID netip.Addr                    // IPv4 form, unique in the network
-	ASN      uint32                        // local AS
-	Listen   []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
-	Peers    map[netip.Addr]Peer           // keyed by remote address
-	Announce map[netip.Prefix]Announcement // exactly this set is originated
+	RouterID netip.Addr // IPv4 form, unique in the network
+	ASN      uint32     // local AS
+	// ClusterID of this speaker as a route reflector (RFC 4456 §7), IPv4 form; zero means RouterID.
+	ClusterID netip.Addr
+	Listen    []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
+	Peers     map[netip.Addr]Peer           // keyed by remote address
+	Announce  map[netip.Prefix]Announcement // exactly this set is originated
 }
 
 // PeerType says what made a peering, in calicoctl's words (spec/calico.md §6.1).
@@ -48,6 +50,11 @@ type Peer struct {
 	RestartTime time.Duration
 	Password    string // TCP MD5 (RFC 2385), at most 80 octets; never logged
 	TTLSecurity uint8  // greatest distance in hops (RFC 5082), 0 for off
+	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
+	Client bool
+	// Cluster says that the peer follows the same datastore. It learns there that the session is to end or
+	// to change, so that it is not told by a NOTIFICATION, which would make it drop our routes at once.
+	Cluster bool
 }
 
 // String names the peer for messages, without its password.
@@ -99,6 +106,9 @@ func (c Config) validate() error {
 		}
 	}
 	seen := make(map[netip.AddrPort]bool)
+	if c.ClusterID.IsValid() && (!c.ClusterID.Is4() || c.ClusterID.IsUnspecified()) {
+		return fmt.Errorf("bgp clusterID %q: want an IPv4 address other than 0.0.0.0", c.ClusterID)
+	}
 	for _, l := range c.Listen {
 		if !l.IsValid() || l.Port() == 0 {
 			return fmt.Errorf("bgp listen %q: want an address and a port other than 0", l)
@@ -139,6 +149,8 @@ func (c Config) validatePeer(key netip.Addr, p Peer) error {
 		return fmt.Errorf("holdTime %s: want 3s to 65535s", p.HoldTime)
 	case p.Keepalive < 0 || p.Keepalive > p.holdTime()/2:
 		return fmt.Errorf("keepalive %s: want at most half of the hold time %s", p.Keepalive, p.holdTime())
+	case p.Client && p.ASN != c.ASN:
+		return fmt.Errorf("client: AS %d is not this speaker's %d; only internal peers can be reflected to", p.ASN, c.ASN)
 	case p.ConnectRetry < 0:
 		return fmt.Errorf("connectRetry %s: want 0 or more", p.ConnectRetry)
 	case p.RestartTime < 0 || p.RestartTime > 4095*time.Second:
@@ -158,6 +170,14 @@ func validateAnnouncement(prefix netip.Prefix, a Announcement) error {
 	}
 	_, _, err := message.ParseCommunities(a.Communities)
 	return err
+}
+
+// cluster is the CLUSTER_ID in force (RFC 4456 §7).
+func (c Config) cluster() netip.Addr {
+	if c.ClusterID.IsValid() {
+		return c.ClusterID
+	}
+	return c.RouterID
 }
 
 func (p Peer) holdTime() time.Duration {

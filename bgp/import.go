@@ -15,7 +15,7 @@ func (s *Speaker) barred(p *peer, prefix netip.Prefix, a message.Attrs) bool {
 		return true
 	case a.HasAS(s.cfg.ASN): // RFC 4271 §9.1.2: our own AS in the path is a loop
 		return true
-	case a.OriginatorID == s.cfg.RouterID, a.InClusterList(s.cfg.RouterID): // RFC 4456 §8
+	case a.OriginatorID == s.cfg.RouterID, a.InClusterList(s.cfg.cluster()): // RFC 4456 §8
 		return true
 	}
 	return !p.source.Internal && a.NeighborAS() != p.cfg.ASN // RFC 4271 §6.3: the peer must have put itself first

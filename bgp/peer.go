@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"net/netip"
+	"time"
 	"unique"
 
 	"github.com/manekinet/maneki/bgp/export"
@@ -19,7 +20,8 @@ type peer struct {
 	source  *rib.Source
 	gone    bool // removed from the configuration
 
-	feed       *feed // nil while there is no session
+	feed       *feed         // nil while there is no session
+	base       export.Policy // what the session has negotiated
 	local      netip.Addr
 	families   message.Families // of the session
 	ended      message.Families // families whose End-of-RIB has come
@@ -47,14 +49,40 @@ func (p *peer) Up(info session.Info) session.Feed {
 	// RFC 4724 §4.2: what the peer did not preserve over its restart goes now, the rest at End-of-RIB.
 	p.sweepStale(^info.Restart.Forwarding)
 	p.feed = f
-	g := s.group(export.Policy{LocalASN: s.cfg.ASN, Internal: info.Session.Internal, NextHop: info.Local,
-		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS})
+	p.base = export.Policy{Internal: info.Session.Internal, NextHop: info.Local,
+		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS}
+	g := s.group(p.policy())
 	f.group, f.member, f.initial = g, g.Join(p.source), g.Seq()
 	g.feeds[f] = struct{}{}
 	f.signal()
 	s.checkConverged()
 	s.wake()
 	return f
+}
+
+// policy is what decides what the peer is sent on its session, by the configuration in force.
+func (p *peer) policy() export.Policy {
+	out := p.base
+	out.LocalASN = p.speaker.cfg.ASN
+	if out.Internal {
+		out.Client, out.ClusterID = p.cfg.Client, p.speaker.cfg.cluster()
+	}
+	return out
+}
+
+// regroup moves the peer to the update group of its policy when that has changed; the session stays.
+func (p *peer) regroup() {
+	f := p.feed
+	if f == nil || f.group.Policy() == p.policy() {
+		return
+	}
+	old, g := f.group, p.speaker.group(p.policy())
+	f.member.Move(g.Group)
+	delete(old.feeds, f)
+	p.speaker.disband(old)
+	f.group, f.initial = g, g.Seq()
+	g.feeds[f] = struct{}{}
+	f.signal()
 }
 
 // group returns the update group of a policy, filling a new one from the table.
@@ -80,8 +108,13 @@ func (p *peer) leaveGroup() {
 	f.member.Leave()
 	delete(f.group.feeds, f)
 	f.member = nil
-	if f.group.Members() == 0 {
-		delete(p.speaker.groups, f.group.Policy())
+	p.speaker.disband(f.group)
+}
+
+// disband forgets a group without members.
+func (s *Speaker) disband(g *updateGroup) {
+	if g.Members() == 0 {
+		delete(s.groups, g.Policy())
 	}
 }
 
@@ -134,6 +167,7 @@ func (p *peer) endOfRIB(families message.Families) {
 	p.ended |= families
 	p.sweepStale(families)
 	s.checkConverged()
+	s.sweepRetired(time.Now())
 	s.notify()
 }
 
@@ -163,9 +197,12 @@ func (p *peer) Down(retain bool) {
 	s := p.speaker
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p.gone {
+		return // its routes are the speaker's affair: see removePeer
+	}
 	p.leaveGroup()
 	keep := message.Families(0)
-	if retain && !p.gone {
+	if retain {
 		keep = p.advertised.Families
 	}
 	s.bestChanged(s.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
@@ -184,6 +221,9 @@ func (p *peer) Expired() {
 	s := p.speaker
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p.gone {
+		return
+	}
 	if n := p.source.Stale(); n > 0 {
 		s.log.Warn("bgp stale routes dropped", "peer", p.cfg.Addr, "routes", n)
 	}

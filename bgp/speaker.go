@@ -63,6 +63,8 @@ type Speaker struct {
 	own       map[netip.Addr]bool // addresses that are no next hop for others' routes
 	groups    map[export.Policy]*updateGroup
 	listeners map[netip.AddrPort]*listener
+	retired   []retiree
+	sweep     *time.Timer // fires when a retiree's time is over
 }
 
 // updateGroup is a group with those to wake when it has something to send.
@@ -77,8 +79,10 @@ func New(log *slog.Logger, opts Options) *Speaker {
 	opts.MaxPrefixesPerPeer = cmp.Or(opts.MaxPrefixesPerPeer, defaultMaxPrefixes)
 	opts.MaxPending = cmp.Or(opts.MaxPending, defaultMaxPending)
 	opts.Deferral = cmp.Or(opts.Deferral, defaultDeferral)
+	sweep := time.NewTimer(time.Hour)
+	sweep.Stop()
 	return &Speaker{
-		log: log, opt: opts, changed: make(chan struct{}, 1),
+		sweep: sweep, log: log, opt: opts, changed: make(chan struct{}, 1),
 		table: rib.New(), self: &rib.Source{Local: true, Internal: true},
 		peers: make(map[netip.Addr]*peer), own: make(map[netip.Addr]bool),
 		groups: make(map[export.Policy]*updateGroup), listeners: make(map[netip.AddrPort]*listener),
@@ -106,6 +110,12 @@ func (s *Speaker) Set(c Config) error {
 	s.setOwn()
 	s.setAnnounce(old.Announce, c.Announce)
 	s.setPeers(c)
+	if old.cluster() != c.cluster() || old.ASN != c.ASN {
+		s.recheck(slices.Collect(maps.Values(s.peers))...)
+	}
+	for _, p := range s.peers {
+		p.regroup()
+	}
 	s.secureListeners()
 	s.checkConverged()
 	s.wake()
@@ -132,11 +142,15 @@ func (s *Speaker) Run(ctx context.Context) error {
 
 	deferral := time.NewTimer(s.opt.Deferral)
 	defer deferral.Stop()
-	select {
-	case <-deferral.C:
-		s.endDeferral()
-		<-ctx.Done()
-	case <-ctx.Done():
+	defer s.sweep.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-deferral.C:
+			s.endDeferral()
+		case <-s.sweep.C:
+			s.endRetirement()
+		case <-ctx.Done():
+		}
 	}
 	s.mu.Lock()
 	s.stopped = true
@@ -263,7 +277,12 @@ func (s *Speaker) setOwn() {
 		return
 	}
 	s.own = own
-	for _, p := range s.peers {
+	s.recheck(slices.Collect(maps.Values(s.peers))...)
+}
+
+// recheck repeats the import checks of what peers offer.
+func (s *Speaker) recheck(peers ...*peer) {
+	for _, p := range peers {
 		s.bestChanged(s.table.Update(p.source, func(prefix netip.Prefix, path rib.Path) rib.Path {
 			path.Barred = s.barred(p, prefix, path.Attrs.Value())
 			return path
@@ -290,25 +309,26 @@ func (s *Speaker) setAnnounce(old, want map[netip.Prefix]Announcement) {
 func (s *Speaker) setPeers(c Config) {
 	for addr, p := range s.peers {
 		if _, ok := c.Peers[addr]; !ok {
-			s.stopPeer(p, message.Deconfigured())
+			s.removePeer(p)
 		}
 	}
 	for addr, want := range c.Peers {
 		next := c.session(want)
 		if p := s.peers[addr]; p != nil {
 			if !p.session.Config().NeedsReset(next) {
-				p.cfg = want
 				p.session.Reconfigure(next)
+				p.reconfigure(want)
 				continue
 			}
-			s.stopPeer(p, message.ConfigChanged())
+			s.retire(p)
+			s.stopPeer(p, nil) // it comes back at once: a restart in the sense of RFC 4724
 		}
 		s.addPeer(want, next)
 	}
 }
 
 func (s *Speaker) addPeer(cfg Peer, sc session.Config) {
-	p := &peer{speaker: s, cfg: cfg, source: &rib.Source{Addr: cfg.Addr, ASN: cfg.ASN, Internal: sc.Internal()}}
+	p := &peer{speaker: s, cfg: cfg, source: &rib.Source{Addr: cfg.Addr, ASN: cfg.ASN, Internal: sc.Internal(), Client: cfg.Client}}
 	p.session = session.New(session.Options{Config: sc, Handler: p, Restarting: p.restarting, Log: s.log})
 	s.peers[cfg.Addr] = p
 	if s.ctx != nil {
@@ -321,12 +341,36 @@ func (s *Speaker) startPeer(p *peer) {
 	s.joined.Go(func() { p.session.Run(ctx) })
 }
 
-// stopPeer forgets a peer and its routes at once; its session ends in the background.
+// reconfigure puts in force what needs no new session.
+func (p *peer) reconfigure(want Peer) {
+	if p.cfg == want {
+		return
+	}
+	p.cfg = want
+	if p.source.Client != want.Client {
+		p.source.Client = want.Client
+		p.speaker.bestChanged(p.speaker.table.Chosen(p.source)...)
+	}
+	p.speaker.recheck(p)
+}
+
+// removePeer ends a peering for good. Only a host of the cluster has its routes retired: when an operator
+// takes a router out, they are to go at once.
+func (s *Speaker) removePeer(p *peer) {
+	if p.cfg.Cluster {
+		s.retire(p)
+		s.stopPeer(p, nil)
+		return
+	}
+	s.bestChanged(s.table.Sweep(p.source, func(netip.Prefix, rib.Path) bool { return true })...)
+	s.stopPeer(p, message.Deconfigured())
+}
+
+// stopPeer forgets a peer; its session ends in the background.
 func (s *Speaker) stopPeer(p *peer, why *message.Error) {
 	p.gone = true
 	delete(s.peers, p.cfg.Addr)
 	p.leaveGroup()
-	s.bestChanged(s.table.Sweep(p.source, func(netip.Prefix, rib.Path) bool { return true })...)
 	p.session.Stop(why)
 	s.notify()
 }

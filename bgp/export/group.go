@@ -9,7 +9,9 @@ package export
 
 import (
 	"net/netip"
+	"slices"
 
+	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/rib"
 )
 
@@ -74,6 +76,8 @@ type Member struct {
 	source *rib.Source
 	pos    uint64
 	again  bool // everything is to be sent again once the member is up to date
+	// had is what the member may hold from another group; what this one has not is withdrawn first.
+	had map[netip.Prefix]bool
 }
 
 // NewGroup returns an empty group; feed it the table with Change.
@@ -107,12 +111,49 @@ func (m *Member) Leave() {
 	m.group.prune()
 }
 
+// Move takes the member to another group while its peer keeps its session: the peer is sent all that the
+// new group has, and withdrawals of what only the old one had.
+func (m *Member) Move(to *Group) {
+	if m.had == nil {
+		m.had = make(map[netip.Prefix]bool, len(m.group.routes))
+	}
+	for prefix := range m.group.routes {
+		m.had[prefix] = true
+	}
+	m.Leave()
+	to.members++
+	to.at[0]++
+	m.group, m.pos, m.again = to, 0, false
+}
+
+// leftovers encodes the withdrawals that a move left to do. It belongs right before the first chunk: what
+// that does not have is not live in the group now.
+func (m *Member) leftovers() ([][]byte, error) {
+	gone := make(map[message.Family][]netip.Prefix)
+	for prefix := range m.had {
+		if r := m.group.routes[prefix]; r == nil || !r.live || r.from == m.source {
+			f := message.FamilyOf(prefix.Addr())
+			gone[f] = append(gone[f], prefix)
+		}
+	}
+	m.had = nil
+	var out [][]byte
+	for _, f := range message.AllFamilies() {
+		slices.SortFunc(gone[f], netip.Prefix.Compare)
+		var err error
+		if out, err = message.AppendWithdraw(out, f, gone[f]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 // Restart makes the member be sent everything again (ROUTE-REFRESH, RFC 2918). What it has still to be told
 // comes first: the withdrawals in it are not part of "everything".
 func (m *Member) Restart() { m.again = true }
 
 // Pending reports whether there is something to send.
-func (m *Member) Pending() bool { return m.again || m.pos < m.group.seq }
+func (m *Member) Pending() bool { return m.again || m.had != nil || m.pos < m.group.seq }
 
 // Seq numbers the latest change; Behind tells whether the member has still to be sent changes up to seq.
 func (g *Group) Seq() uint64 { return g.seq }
@@ -162,18 +203,25 @@ func (g *Group) Change(p netip.Prefix, best rib.Path, ok bool) bool {
 // Next returns the next messages for the member and moves it past them. It returns nil when there is
 // nothing to send. The messages are shared: they must not be written to.
 func (m *Member) Next() ([][]byte, error) {
+	var out [][]byte
+	if m.had != nil {
+		var err error
+		if out, err = m.leftovers(); err != nil {
+			return nil, err
+		}
+	}
 	if m.pos == m.group.seq && m.again {
 		m.again = false
 		m.move(0)
 	}
 	if m.pos == m.group.seq {
-		return nil, nil
+		return out, nil
 	}
 	c, err := m.group.chunkAt(m.pos)
 	if err != nil {
 		return nil, err
 	}
-	out := make([][]byte, 0, len(c.messages))
+	out = slices.Grow(out, len(c.messages))
 	for _, msg := range c.messages {
 		switch {
 		case msg.from == nil || msg.from != m.source:

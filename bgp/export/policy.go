@@ -9,13 +9,15 @@ import (
 )
 
 // Policy is everything that decides what a peer is sent; peers with equal policies share a group. A new
-// rule of export (reflection, filters) is a field here and a line in Apply.
+// rule of export is a field here and a line in Apply.
 type Policy struct {
 	LocalASN    uint32
 	Internal    bool             // iBGP
 	NextHop     netip.Addr       // this speaker's address on the session: "next hop self"
 	Families    message.Families // negotiated
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
+	Client      bool             // the peer is a client of this route reflector (RFC 4456 §6)
+	ClusterID   netip.Addr       // goes into the CLUSTER_LIST of what is reflected, IPv4 form
 }
 
 // Apply returns the attributes with which path is sent to the group's peers, or false if it is not.
@@ -25,10 +27,13 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 	if !p.Families.Has(f) {
 		return none, false
 	}
-	if p.Internal && path.Source.Internal && !path.Source.Local {
-		return none, false // RFC 4271 §9.2: internal routes are not passed on to internal peers
-	}
 	a := path.Attrs.Value()
+	if p.Internal && path.Source.Internal && !path.Source.Local {
+		if !p.Client && !path.Source.Client {
+			return none, false // RFC 4271 §9.2: internal routes are not passed on to internal peers
+		}
+		a = a.Reflect(path.Source.ID, p.ClusterID)
+	}
 	if !path.Source.Local && a.HasCommunity(message.NoAdvertise) {
 		return none, false
 	}

@@ -102,6 +102,17 @@ func (a Attrs) InClusterList(id netip.Addr) bool {
 	return false
 }
 
+// Reflect returns a as a route reflector passes it on (RFC 4456 §8): originator is the router ID of the
+// peer it came from, unless a reflector before has named it, and cluster goes in front of CLUSTER_LIST.
+// Everything else, the next hop with it, stays (RFC 4456 §10).
+func (a Attrs) Reflect(originator, cluster netip.Addr) Attrs {
+	if !a.OriginatorID.IsValid() {
+		a.OriginatorID = originator
+	}
+	a.ClusterList = string(cluster.AsSlice()) + a.ClusterList
+	return a
+}
+
 // HasCommunity reports whether the RFC 1997 community c is present.
 func (a Attrs) HasCommunity(c uint32) bool {
 	for i := 0; i+4 <= len(a.Communities); i += 4 {

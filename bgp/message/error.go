@@ -66,11 +66,6 @@ func Deconfigured() *Error {
 	return &Error{Code: codeCease, Subcode: ceaseDeconfigured, Text: "peer removed from the configuration"}
 }
 
-// ConfigChanged says that the session must be set up anew with other parameters.
-func ConfigChanged() *Error {
-	return &Error{Code: codeCease, Subcode: ceaseConfigChange, Text: "configuration of the session changed"}
-}
-
 // Rejected says that no further connection is taken from this peer now.
 func Rejected(why string) *Error {
 	return &Error{Code: codeCease, Subcode: ceaseRejected, Text: why}

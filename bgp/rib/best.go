@@ -9,7 +9,7 @@ import (
 
 // best returns the index of the best usable path, or -1. It eliminates candidates step by step, as
 // RFC 4271 §9.1.2.2 does, because MED makes the pairwise comparison intransitive. Steps: own
-// announcements; LOCAL_PREF; AS_PATH length; ORIGIN; MED within one neighbour AS; external over
+// announcements; sources that are not retired; LOCAL_PREF; AS_PATH length; ORIGIN; MED within one neighbour AS; external over
 // internal; then RFC 4456 §9 and RFC 4271 f-g: originator or router ID, CLUSTER_LIST length, address.
 // There is no IGP metric here: every next hop of a flat layer-3 network is one route away.
 func best(paths []Path) int {
@@ -29,6 +29,7 @@ func best(paths []Path) int {
 		return -1
 	}
 	left = least(left, func(c candidate) int { return yes(!c.source.Local) })
+	left = least(left, func(c candidate) int { return yes(c.source.Retired) })
 	left = least(left, func(c candidate) int { return -int(c.attrs.LocalPref) })
 	left = least(left, func(c candidate) int { return c.attrs.PathLen() })
 	left = least(left, func(c candidate) int { return int(c.attrs.Origin) })

@@ -21,6 +21,10 @@ type Source struct {
 	ID       netip.Addr // router ID from the peer's OPEN
 	Internal bool       // iBGP
 	Local    bool       // this speaker's own announcements
+	Client   bool       // a route reflection client: its routes go to all internal peers (RFC 4456 §6)
+	// Retired sources have no session any more and get none: the last choice, kept until others have taken
+	// over. See Table.Retire.
+	Retired bool
 
 	received, accepted, stale int
 }
@@ -149,6 +153,41 @@ func (t *Table) Update(src *Source, f func(netip.Prefix, Path) Path) []netip.Pre
 		}
 	}
 	return changed
+}
+
+// Retire makes the paths of src stale and the last choice of their destinations, and returns those whose
+// best path changed.
+func (t *Table) Retire(src *Source) []netip.Prefix {
+	var changed []netip.Prefix
+	src.Retired = true
+	if src.received == 0 {
+		return nil
+	}
+	for p, d := range t.dests {
+		i := d.index(src)
+		if i < 0 {
+			continue
+		}
+		old, had := d.current()
+		d.paths[i].count(-1)
+		d.paths[i].Stale = true
+		d.paths[i].count(+1)
+		if d.choose(old, had) {
+			changed = append(changed, p)
+		}
+	}
+	return changed
+}
+
+// Chosen returns the destinations whose best path is one of src.
+func (t *Table) Chosen(src *Source) []netip.Prefix {
+	var out []netip.Prefix
+	for p, d := range t.dests {
+		if d.best >= 0 && d.paths[d.best].Source == src {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (d *dest) index(src *Source) int {

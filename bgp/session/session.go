@@ -176,7 +176,8 @@ func (s *Session) Accept(c net.Conn) {
 // Handshakes is how many connections are not yet established; at most three per session.
 func (s *Session) Handshakes() int { return int(s.handshakes.Load()) }
 
-// Stop ends Run; an established session is closed with why as its NOTIFICATION.
+// Stop ends Run; an established session is closed with why as its NOTIFICATION. With nil it is closed
+// without one, so that the peer keeps our routes (RFC 4724 §4.2).
 func (s *Session) Stop(why *message.Error) {
 	select {
 	case s.stop <- why:

@@ -36,7 +36,7 @@ func (st established) run(f *fsm) (state, string) {
 			return nil, "stopped"
 		case evStop:
 			f.leave(ev.fault, false)
-			return nil, "stopped: " + ev.fault.Text
+			return nil, "stopped"
 		case evWake, evFlush:
 			err = w.flush(ev.kind == evFlush)
 		case evKeepalive:
