@@ -2,6 +2,8 @@ package api
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -284,6 +286,31 @@ func (f *FelixConfiguration) Default() {
 			*d.field = &d.value
 		}
 	}
+}
+
+// servedParameters names, in their v3 spelling, the parameters that the agent
+// acts on.
+func servedParameters() []string { return nil }
+
+// Unserved names, in their v3 spelling and the order of the struct, the
+// parameters that are set to something else than their default and that the
+// agent does not act on.
+func (f *FelixConfiguration) Unserved() []string {
+	var plain FelixConfiguration
+	plain.Default()
+	set, usual := reflect.ValueOf(f.Spec), reflect.ValueOf(plain.Spec)
+	var names []string
+	for i := range set.NumField() {
+		v := set.Field(i)
+		if v.IsNil() || reflect.DeepEqual(v.Interface(), usual.Field(i).Interface()) {
+			continue
+		}
+		name, _, _ := strings.Cut(set.Type().Field(i).Tag.Get("json"), ",")
+		if !slices.Contains(servedParameters(), name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func felixConfigurationKind() Kind {

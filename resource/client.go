@@ -55,9 +55,17 @@ func (c *Client) Get(ctx context.Context, k api.Kind, namespace, name string) (a
 	if isDefaultAllow(k.Name, name) {
 		return api.NewDefaultAllowProfile(), nil
 	}
+	key := datastore.Key{Kind: k.Name, Namespace: namespace, Name: name}
+	if k.Name == "BlockAffinity" {
+		o, err := c.getAffinity(ctx, key)
+		return o, classify(err, "get", key)
+	}
 	o, err := datastore.GetObject(ctx, c.store, k, namespace, name)
+	if err == nil {
+		err = c.showIPAM(ctx, o)
+	}
 	if err != nil {
-		return nil, classify(err, "get", datastore.Key{Kind: k.Name, Namespace: namespace, Name: name})
+		return nil, classify(err, "get", key)
 	}
 	return o, nil
 }
@@ -66,7 +74,14 @@ func (c *Client) Get(ctx context.Context, k api.Kind, namespace, name string) (a
 // the order of their names. Stored values that cannot be read are left out and
 // reported in problems.
 func (c *Client) List(ctx context.Context, k api.Kind, namespace string) (objects []api.Object, problems []error, err error) {
-	objects, _, problems, err = datastore.ListObjects(ctx, c.store, k, namespace)
+	if k.Name == "BlockAffinity" {
+		objects, problems, err = c.listAffinities(ctx)
+	} else {
+		objects, _, problems, err = datastore.ListObjects(ctx, c.store, k, namespace)
+	}
+	if err == nil {
+		err = c.showIPAM(ctx, objects...)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("list %s: %w", k.Plural, err)
 	}
@@ -91,10 +106,23 @@ func (c *Client) Create(ctx context.Context, o api.Object) error {
 		e.Add(key.Kind+".Metadata.ResourceVersion", rv, "field must not be set for a Create request")
 		return e.Err()
 	}
-	if p, ok := o.(*api.IPPool); ok {
-		return c.createPool(ctx, p)
+	switch r := o.(type) {
+	case *api.IPPool:
+		return c.createPool(ctx, r)
+	case *api.BlockAffinityView:
+		return blockAffinitiesAreIPAMs("Create", key)
+	case *api.BGPPeer:
+		err = c.checkFilters(ctx, r)
+	default:
+		err = c.checkTier(ctx, key.Kind, o)
 	}
-	return classify(datastore.CreateObject(ctx, c.store, o), "create", key)
+	if err == nil {
+		err = datastore.CreateObject(ctx, c.store, o)
+	}
+	if i, ok := o.(*api.IPAMConfiguration); ok && err == nil {
+		err = c.configureIPAM(ctx, i.Spec)
+	}
+	return classify(err, "create", key)
 }
 
 // Replace puts o in the place of the stored resource, whose uid and
@@ -148,6 +176,9 @@ func (c *Client) replaceOnce(ctx context.Context, key datastore.Key, o api.Objec
 	if isDefaultAllow(key.Kind, key.Name) {
 		return builtIn("Update", key)
 	}
+	if key.Kind == "BlockAffinity" {
+		return blockAffinitiesAreIPAMs("Update", key)
+	}
 	k, err := api.LookupKind(key.Kind)
 	if err != nil {
 		return err
@@ -161,16 +192,29 @@ func (c *Client) replaceOnce(ctx context.Context, key datastore.Key, o api.Objec
 	if wanted != "" && wanted != stored {
 		return stale("update", key, wanted, stored)
 	}
-	if p, ok := o.(*api.IPPool); ok {
-		if err := keepsIdentity(old.(*api.IPPool), p); err != nil {
-			return err
-		}
+	if err := c.mayReplace(ctx, key, old, o); err != nil {
+		return err
 	}
 	before := *m
 	m.ResourceVersion, m.UID, m.CreationTimestamp = stored, old.Meta().UID, old.Meta().CreationTimestamp
 	if err := datastore.UpdateObject(ctx, c.store, o); err != nil {
 		*m = before
 		return classify(err, "update", key)
+	}
+	if i, ok := o.(*api.IPAMConfiguration); ok {
+		return classify(c.configureIPAM(ctx, i.Spec), "update", key)
+	}
+	return nil
+}
+
+// mayReplace judges what o changes of the stored object.
+func (c *Client) mayReplace(ctx context.Context, key datastore.Key, old, o api.Object) error {
+	if p, ok := o.(*api.IPPool); ok {
+		return keepsIdentity(old.(*api.IPPool), p)
+	}
+	was, _ := api.TierOf(old)
+	if is, ok := api.TierOf(o); ok && is != was {
+		return classify(c.checkTier(ctx, key.Kind, o), "update", key)
 	}
 	return nil
 }
@@ -192,6 +236,15 @@ func (c *Client) Delete(ctx context.Context, o api.Object) error {
 		err = c.deletePool(ctx, key, rev)
 	case "Node":
 		err = c.deleteNode(ctx, key, rev)
+	case "Tier":
+		err = c.deleteTier(ctx, key, rev)
+	case "BlockAffinity":
+		err = blockAffinitiesAreIPAMs("Delete", key)
+	case "IPAMConfiguration":
+		if _, err = datastore.DeleteObject(ctx, c.store, k, "", key.Name, rev); err == nil {
+			s := api.DefaultIPAMConfig()
+			err = c.configureIPAM(ctx, api.IPAMConfigurationSpec{AutoAllocateBlocks: s.AutoAllocateBlocks})
+		}
 	default:
 		_, err = datastore.DeleteObject(ctx, c.store, k, key.Namespace, key.Name, rev)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/manekinet/maneki/datastore"
 )
 
-// EnsureInitialized makes sure that the cluster has its ClusterInformation and
-// returns it (spec/calico.md §1.3). The GUID is made once. clusterType is a
+// EnsureInitialized makes sure that the cluster has its ClusterInformation, which
+// it returns, and its built-in tiers (spec/calico.md §1.3). The GUID is made once. clusterType is a
 // comma-separated list of which missing entries are appended; version replaces
 // the stored one; both change nothing when empty. datastoreReady is set only if
 // nobody has set it, so that a lock for a migration survives.
@@ -26,7 +26,7 @@ func (c *Client) EnsureInitialized(ctx context.Context, version, clusterType str
 			return nil
 		})
 		if err == nil {
-			return info, nil
+			return info, c.ensureTiers(ctx)
 		}
 		if !errors.Is(err, ErrNotExist) {
 			return nil, fmt.Errorf("initialize cluster information: %w", err)
@@ -37,7 +37,7 @@ func (c *Client) EnsureInitialized(ctx context.Context, version, clusterType str
 		complete(&info.Spec, version, clusterType)
 		if err = infos.Create(ctx, info); err == nil {
 			c.log.Info("initialized datastore", "clusterGUID", info.Spec.ClusterGUID)
-			return info, nil
+			return info, c.ensureTiers(ctx)
 		}
 		if !errors.Is(err, ErrExists) {
 			return nil, fmt.Errorf("initialize cluster information: %w", err)

@@ -7,7 +7,12 @@
 //     CIDR and block size, and are emptied of claims before they go;
 //   - a node takes what belongs to it along when it is deleted;
 //   - the profile projectcalico-default-allow exists without being stored;
-//   - the cluster has one ClusterInformation, whose GUID never changes.
+//   - the cluster has one ClusterInformation, whose GUID never changes, and three
+//     tiers that cannot be deleted; a policy's tier exists, a tier with policies
+//     stays;
+//   - a new BGP peer's filters exist;
+//   - claims on blocks are shown as BlockAffinity, and an IPAMConfiguration is
+//     what IPAM goes by.
 //
 // What concerns one object alone is in package api, how it is stored in
 // package datastore. Errors are *Error, which say what was not possible with

@@ -24,7 +24,7 @@ func tunnelHandles(node string) []string {
 
 // deleteNode deletes what belongs to a node and then the node (spec/calico.md
 // §1.5): addresses of its endpoints and tunnels, the endpoints, its claims on
-// blocks, its BGP peers and its own configurations. The node goes last, so that
+// blocks, its BGP peers, its own configurations and its host endpoints. The node goes last, so that
 // an interrupted deletion can be repeated. What is gone already is no error.
 func (c *Client) deleteNode(ctx context.Context, key datastore.Key, rev datastore.Revision) error {
 	entry, err := c.store.Get(ctx, key)
@@ -43,6 +43,7 @@ func (c *Client) deleteNode(ctx context.Context, key datastore.Key, rev datastor
 		{"addresses and blocks", c.ipam.ReleaseHost},
 		{"BGP peers", c.deletePeers},
 		{"configurations", c.deleteConfigurations},
+		{"host endpoints", c.deleteHostEndpoints},
 	} {
 		if err := step.do(ctx, key.Name); err != nil {
 			return fmt.Errorf("delete the %s of node %s: %w", step.what, key.Name, err)
@@ -122,6 +123,24 @@ func (c *Client) deletePeers(ctx context.Context, node string) error {
 			continue
 		}
 		if _, err := peers.Delete(ctx, "", p.Name, ""); err != nil && !errors.Is(err, ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) deleteHostEndpoints(ctx context.Context, node string) error {
+	endpoints := datastore.For[api.HostEndpoint](c.store)
+	list, _, problems, err := endpoints.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	c.warn("skip unreadable host endpoint", problems)
+	for _, h := range list {
+		if h.Spec.Node != node {
+			continue
+		}
+		if _, err := endpoints.Delete(ctx, "", h.Name, ""); err != nil && !errors.Is(err, ErrNotExist) {
 			return err
 		}
 	}
