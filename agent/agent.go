@@ -92,7 +92,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
 	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
-	a.pipe.onStore = a.storeNews
+	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.followMTU
 	return nil
 }
 
@@ -116,13 +116,14 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.tables.run(ctx) })
 	g.Go(func() error { return a.tables.watch(ctx, a.pipe.linksChanged) })
 	g.Go(func() error { return a.pipe.run(ctx) })
-	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries(a.opts.Node)...) })
+	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries()...) })
 	if a.opts.BGP {
 		g.Go(func() error { return a.speaker.Run(ctx) })
 	}
 	g.Go(func() error { return host.Run(ctx) })
 	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
+	g.Go(func() error { return a.keepTunnels(ctx, host) })
 	for _, s := range servers {
 		g.Go(func() error { return s.serve(ctx) })
 	}

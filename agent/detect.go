@@ -12,6 +12,7 @@ import (
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/autodetect"
+	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/dataplane/links"
 )
 
@@ -19,7 +20,7 @@ import (
 type nodeState struct {
 	mu     sync.Mutex
 	choice [2]autodetect.Choice // IPv4, IPv6; invalid prefix where there is none
-	mtu    int                  // of the underlay
+	mtu    int                  // of new workloads; that of the underlay until the pools are known
 	label  map[string]string
 }
 
@@ -52,7 +53,7 @@ func detectNode(o Options, h *netlink.Handle) (*nodeState, error) {
 		_, err := choose(4, "autodetect", o.Method, found)
 		return nil, refuse(ErrBadOption, "this host has no address to be known by, name one with --ip or --ip6: %v", err)
 	}
-	s.mtu = links.WorkloadMTU(links.HostMTU(all, regexp.MustCompile(links.MTUPattern)))
+	s.mtu = links.HostMTU(all, regexp.MustCompile(links.MTUPattern))
 	return s, nil
 }
 
@@ -96,7 +97,7 @@ func (s *nodeState) addresses() [2]autodetect.Choice {
 func (s *nodeState) adopt(fresh *nodeState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.choice, s.mtu = fresh.choice, fresh.mtu
+	s.choice = fresh.choice
 }
 
 func (s *nodeState) labels() map[string]string {
@@ -111,7 +112,17 @@ func (s *nodeState) setLabels(l map[string]string) {
 	s.label = maps.Clone(l)
 }
 
-// podMTU is the underlay's MTU: nothing is put around a packet yet.
+// followMTU takes the workloads' MTU from a new state.
+func (s *nodeState) followMTU(state calc.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state.MTU > 0 {
+		s.mtu = state.MTU
+	}
+}
+
+// podMTU is the underlay's MTU less what the encapsulations in use put around a
+// packet.
 func (s *nodeState) podMTU() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -67,9 +67,9 @@ func (p *pipeline) deliver(b datastore.Batch) {
 	kick(p.wake)
 }
 
-func (p *pipeline) linksChanged(links []autodetect.Interface) {
+func (p *pipeline) linksChanged(links []autodetect.Interface, mtu int) {
 	p.mu.Lock()
-	p.pending.Links, p.linked = links, true
+	p.pending.Links, p.pending.MTU, p.linked = links, mtu, true
 	p.mu.Unlock()
 	kick(p.wake)
 	kick(p.addressKick)

@@ -44,18 +44,10 @@ func (a *Agent) register(ctx context.Context) error {
 		return err
 	}
 	log.Info("Using node name: " + a.opts.Node)
-	for _, f := range []struct{ path, text string }{
-		{a.opts.NodenameFile, a.opts.Node},
-		{a.opts.MTUFile, fmt.Sprint(a.node.podMTU())},
-	} {
-		if f.path == "-" {
-			continue
-		}
-		if err := writeFile(f.path, f.text); err != nil {
-			return err
-		}
+	if a.opts.NodenameFile == "-" {
+		return nil
 	}
-	return nil
+	return writeFile(a.opts.NodenameFile, a.opts.Node)
 }
 
 func (a *Agent) ensureFelixConfiguration(ctx context.Context) error {

@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,9 +18,12 @@ import (
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/autodetect"
+	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/dataplane/links"
+	"github.com/manekinet/maneki/dataplane/neigh"
 	"github.com/manekinet/maneki/dataplane/routes"
 	"github.com/manekinet/maneki/dataplane/sysctl"
+	"github.com/manekinet/maneki/dataplane/tunnels"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/reconcile"
 )
@@ -26,8 +33,12 @@ type tables struct {
 	opts    Options
 	routes  *reconcile.Table[desired.RouteKey, desired.Route]
 	sysctls *reconcile.Table[string, string]
+	tunnels *reconcile.Table[string, desired.Tunnel]
+	neighs  *reconcile.Table[desired.NeighbourKey, string]
+	fdb     *reconcile.Table[desired.FDBKey, netip.Addr]
 	applier *routes.Applier
 	handle  *netlink.Handle // this namespace's
+	devices []string        // names of the tunnel devices
 
 	mu    sync.Mutex
 	local map[netip.Addr]bool // addresses of the host itself
@@ -51,10 +62,19 @@ func newTables(o Options) (*tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	devices := []string{desired.VXLANDevice, desired.VXLANDevice6}
 	return &tables{
 		opts:    o,
 		handle:  handle,
+		devices: devices,
 		applier: applier,
+		tunnels: reconcile.NewTable(tunnels.New(handle, devices...), reconcile.Options[string]{Name: "tunnels", Logger: log}),
+		neighs: reconcile.NewTable(neigh.NewNeighbours(handle, devices...), reconcile.Options[desired.NeighbourKey]{
+			Name: "neighbours", Logger: log, Compare: desired.NeighbourKey.Compare,
+		}),
+		fdb: reconcile.NewTable(neigh.NewFDB(handle, devices...), reconcile.Options[desired.FDBKey]{
+			Name: "fdb", Logger: log, Compare: desired.FDBKey.Compare,
+		}),
 		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: desired.RouteKey.Compare}),
 		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log, Resync: sysctlResync}),
 		local:   map[netip.Addr]bool{},
@@ -81,6 +101,9 @@ func (t *tables) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.routes.Run(ctx) })
 	g.Go(func() error { return t.sysctls.Run(ctx) })
+	g.Go(func() error { return t.tunnels.Run(ctx) })
+	g.Go(func() error { return t.neighs.Run(ctx) })
+	g.Go(func() error { return t.fdb.Run(ctx) })
 	defer t.applier.Close()
 	defer t.handle.Close()
 	return g.Wait()
@@ -89,7 +112,7 @@ func (t *tables) run(ctx context.Context) error {
 // watch marks tables dirty as the kernel reports changes, and hands the links
 // on whenever one of the underlay's or an address of it changes. A burst of
 // changes is listed once.
-func (t *tables) watch(ctx context.Context, changed func([]autodetect.Interface)) error {
+func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Interface, mtu int)) error {
 	list := make(chan struct{}, 1)
 	kick(list)
 	g, ctx := errgroup.WithContext(ctx)
@@ -105,9 +128,15 @@ func (t *tables) watch(ctx context.Context, changed func([]autodetect.Interface)
 			}
 			t.sysctls.Dirty()
 			if !strings.HasPrefix(e.Interface, t.opts.InterfacePrefix) {
+				t.tunnels.Dirty() // the device itself, or the interface below it
+				t.behindDirty()
 				kick(list)
 			}
 		})
+	})
+	g.Go(func() error {
+		ours := func(dev string) bool { return slices.Contains(t.devices, dev) }
+		return neigh.Watch(ctx, t.handle, ours, t.behindDirty)
 	})
 	g.Go(func() error {
 		for {
@@ -116,24 +145,57 @@ func (t *tables) watch(ctx context.Context, changed func([]autodetect.Interface)
 				return ctx.Err()
 			case <-list:
 			}
-			found, err := t.links()
+			found, mtu, err := t.links()
 			if err != nil {
 				t.opts.Log.Error("the host's interfaces cannot be listed", "err", err)
 				continue
 			}
-			changed(found)
+			changed(found, mtu)
 		}
 	})
 	return g.Wait()
 }
 
-func (t *tables) links() ([]autodetect.Interface, error) {
-	found, err := listLinks(t.handle)
+// behindDirty has the tables of who is behind the tunnels looked at.
+func (t *tables) behindDirty() {
+	t.neighs.Dirty()
+	t.fdb.Dirty()
+}
+
+// setTunnels hands on the devices and who is behind them, and waits, for a
+// limited time, until the kernel has what is new: routes through a tunnel that
+// is not there yet would lose packets.
+func (t *tables) setTunnels(ctx context.Context, state calc.State) {
+	ctx, cancel := context.WithTimeout(ctx, tunnelPatience)
+	defer cancel()
+	changed := !maps.Equal(t.tunnels.Want(), state.Tunnels) || !maps.Equal(t.neighs.Want(), state.Neighbours) || !maps.Equal(t.fdb.Want(), state.FDB)
+	t.tunnels.Set(state.Tunnels)
+	var err error
+	if changed {
+		err = t.tunnels.Wait(ctx, state.Tunnels)
+	}
+	t.neighs.Set(state.Neighbours)
+	t.fdb.Set(state.FDB)
+	if changed {
+		err = errors.Join(err, t.neighs.Wait(ctx, state.Neighbours), t.fdb.Wait(ctx, state.FDB))
+	}
 	if err != nil {
-		return nil, err
+		t.opts.Log.Warn("the tunnels are not complete yet; routes through them are written nevertheless", "err", err)
+	}
+}
+
+// tunnelPatience is small beside the time in which a remote host may notice,
+// and long beside the milliseconds that a thousand entries take.
+const tunnelPatience = 500 * time.Millisecond
+
+// links are the host's interfaces and the MTU of the underlay.
+func (t *tables) links() ([]autodetect.Interface, int, error) {
+	all, err := links.List(t.handle)
+	if err != nil {
+		return nil, 0, err
 	}
 	local := map[netip.Addr]bool{}
-	for _, l := range found {
+	for _, l := range all {
 		for _, p := range l.Addrs {
 			local[p.Addr()] = true
 		}
@@ -141,20 +203,11 @@ func (t *tables) links() ([]autodetect.Interface, error) {
 	t.mu.Lock()
 	t.local = local
 	t.mu.Unlock()
-	return found, nil
+	return detectable(all), links.HostMTU(all, regexp.MustCompile(links.MTUPattern)), nil
 }
 
-// listLinks never returns nil without an error, which a batch would read as
-// unchanged.
-func listLinks(h *netlink.Handle) ([]autodetect.Interface, error) {
-	all, err := links.List(h)
-	if err != nil {
-		return nil, err
-	}
-	return detectable(all), nil
-}
-
-// detectable is the part of the links that address detection looks at.
+// detectable is the part of the links that address detection looks at. It is
+// never nil, which a batch would read as unchanged.
 func detectable(all []links.Interface) []autodetect.Interface {
 	out := make([]autodetect.Interface, 0, len(all))
 	for _, l := range all {
@@ -173,7 +226,10 @@ func (t *tables) inUse(a netip.Addr) bool {
 }
 
 func (t *tables) report() []agentapi.Table {
-	return []agentapi.Table{tableReport("routes", t.routes.Status()), tableReport("sysctls", t.sysctls.Status())}
+	return []agentapi.Table{
+		tableReport("routes", t.routes.Status()), tableReport("sysctls", t.sysctls.Status()),
+		tableReport("tunnels", t.tunnels.Status()), tableReport("neighbours", t.neighs.Status()), tableReport("fdb", t.fdb.Status()),
+	}
 }
 
 func tableReport[K comparable](name string, s reconcile.Status[K]) agentapi.Table {

@@ -33,6 +33,7 @@ type Batch struct {
 	Events []datastore.Event
 	Local  []LocalChange
 	Links  []autodetect.Interface
+	MTU    int // of the underlay in bytes; 0 means unchanged
 	Learnt map[netip.Prefix]bgp.Path
 }
 
@@ -46,13 +47,18 @@ type LocalChange struct {
 
 // State is everything this host should be.
 type State struct {
-	Routes    desired.Routes
-	Sysctls   desired.Sysctls
-	Endpoints desired.Endpoints
-	BGP       bgp.Config
-	NodeKnown bool     // this host's Node object exists
-	Locked    bool     // the datastore is locked for a migration: nothing may be programmed
-	Problems  []string // what could not be used and why, sorted, one line each
+	Routes     desired.Routes
+	Sysctls    desired.Sysctls
+	Endpoints  desired.Endpoints
+	Tunnels    desired.Tunnels
+	Neighbours desired.Neighbours
+	FDB        desired.FDB
+	Use        TunnelUse
+	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
+	BGP        bgp.Config
+	NodeKnown  bool     // this host's Node object exists
+	Locked     bool     // the datastore is locked for a migration: nothing may be programmed
+	Problems   []string // what could not be used and why, sorted, one line each
 }
 
 // Core folds the inputs. It is not safe for concurrent use.
@@ -63,13 +69,16 @@ type Core struct {
 	bgpConfig map[string]*api.BGPConfiguration
 	bgpPeers  map[string]*api.BGPPeer
 	info      map[string]*api.ClusterInformation
+	felix     map[string]*api.FelixConfiguration
 	affine    map[netip.Prefix]api.AffinityState // this host's
+	remote    map[netip.Prefix]map[string]bool   // confirmed affinities of other nodes
 	blocks    map[netip.Prefix]blockView
 	endpoints map[desired.EndpointKey]*api.WorkloadEndpoint // this host's
 	floors    map[desired.EndpointKey]uint64                // watch events up to this revision are old news
 	trusted   map[desired.EndpointKey]bool                  // written by this agent: holds its addresses
 	corrupt   map[datastore.Key]string
 	links     []autodetect.Interface
+	mtu       int
 	learnt    map[netip.Prefix]bgp.Path
 }
 
@@ -82,7 +91,9 @@ func New(opts Options) *Core {
 		bgpConfig: map[string]*api.BGPConfiguration{},
 		bgpPeers:  map[string]*api.BGPPeer{},
 		info:      map[string]*api.ClusterInformation{},
+		felix:     map[string]*api.FelixConfiguration{},
 		affine:    map[netip.Prefix]api.AffinityState{},
+		remote:    map[netip.Prefix]map[string]bool{},
 		blocks:    map[netip.Prefix]blockView{},
 		endpoints: map[desired.EndpointKey]*api.WorkloadEndpoint{},
 		floors:    map[desired.EndpointKey]uint64{},
@@ -92,16 +103,17 @@ func New(opts Options) *Core {
 }
 
 // Queries lists what the agent has to follow in the datastore for this core.
-func Queries(node string) []datastore.Query {
+func Queries() []datastore.Query {
 	return []datastore.Query{
 		{Kind: "Node"},
 		{Kind: "IPPool"},
 		{Kind: "BGPConfiguration"},
 		{Kind: "BGPPeer"},
 		{Kind: "ClusterInformation"},
+		{Kind: "FelixConfiguration"},
 		{Kind: "WorkloadEndpoint"},
 		{Kind: datastore.KindIPAMBlock},
-		{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node},
+		{Kind: datastore.KindBlockAffinity},
 	}
 }
 
@@ -116,6 +128,9 @@ func (c *Core) Apply(b Batch) State {
 	if b.Links != nil {
 		c.links = b.Links
 	}
+	if b.MTU != 0 {
+		c.mtu = b.MTU
+	}
 	if b.Learnt != nil {
 		c.learnt = b.Learnt
 	}
@@ -129,13 +144,19 @@ func (c *Core) compute() State {
 	}
 	eps := c.localEndpoints(p)
 	blocks := c.ownBlocks()
+	t := c.tunnels(p)
 	s := State{
-		Endpoints: eps,
-		Sysctls:   sysctls(eps, c.nodes[c.opts.Node]),
-		Routes:    c.routes(eps, blocks, p),
-		BGP:       c.speaker(eps, blocks, p),
-		NodeKnown: c.nodes[c.opts.Node] != nil,
-		Locked:    c.locked(),
+		Endpoints:  eps,
+		Sysctls:    sysctls(eps, c.nodes[c.opts.Node]),
+		Routes:     c.routes(eps, blocks, t, p),
+		Tunnels:    t.devices,
+		Neighbours: t.neighbours,
+		FDB:        t.fdb,
+		Use:        t.use,
+		MTU:        t.podMTU,
+		BGP:        c.speaker(eps, blocks, p),
+		NodeKnown:  c.nodes[c.opts.Node] != nil,
+		Locked:     c.locked(),
 	}
 	s.Problems = p.sorted()
 	return s
@@ -154,6 +175,8 @@ func (c *Core) event(e datastore.Event) {
 		err = fold(c.bgpConfig, e)
 	case "BGPPeer":
 		err = fold(c.bgpPeers, e)
+	case "FelixConfiguration":
+		err = fold(c.felix, e)
 	case "ClusterInformation":
 		err = fold(c.info, e)
 	case "WorkloadEndpoint":

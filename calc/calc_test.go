@@ -31,12 +31,14 @@ var update = flag.Bool("update", false, "write what is computed into the golden 
 
 // scenario is the -- input -- of a golden file.
 type scenario struct {
-	Node     string            `json:"node"`
-	Objects  []json.RawMessage `json:"objects"`  // v3 objects
-	Affinity map[string]string `json:"affinity"` // block -> state, of this node
-	Blocks   []block           `json:"blocks"`
-	Links    []link            `json:"links"`
-	Learnt   []learnt          `json:"learnt"`
+	Node       string                       `json:"node"`
+	Objects    []json.RawMessage            `json:"objects"`    // v3 objects
+	Affinity   map[string]string            `json:"affinity"`   // block -> state, of this node
+	Affinities map[string]map[string]string `json:"affinities"` // of other nodes
+	MTU        int                          `json:"mtu"`
+	Blocks     []block                      `json:"blocks"`
+	Links      []link                       `json:"links"`
+	Learnt     []learnt                     `json:"learnt"`
 }
 
 type block struct {
@@ -109,7 +111,7 @@ func orders(t *testing.T, s scenario, want string) {
 			core.Apply(calc.Batch{Events: events[:n]})
 			events = events[n:]
 		}
-		got := render(core.Apply(calc.Batch{Links: whole.Links, Learnt: whole.Learnt}))
+		got := render(core.Apply(calc.Batch{Links: whole.Links, MTU: whole.MTU, Learnt: whole.Learnt}))
 		if got != want {
 			t.Fatalf("another order gives\n%s\nwant\n%s", got, want)
 		}
@@ -117,7 +119,7 @@ func orders(t *testing.T, s scenario, want string) {
 }
 
 func (s scenario) batch(t *testing.T) calc.Batch {
-	b := calc.Batch{Links: []autodetect.Interface{}, Learnt: map[netip.Prefix]bgp.Path{}}
+	b := calc.Batch{MTU: s.MTU, Links: []autodetect.Interface{}, Learnt: map[netip.Prefix]bgp.Path{}}
 	for i, raw := range s.Objects {
 		o, err := api.DecodeStrict(raw)
 		if err != nil {
@@ -129,9 +131,17 @@ func (s scenario) batch(t *testing.T) calc.Batch {
 		}
 		b.Events = append(b.Events, put(datastore.ObjectKey(o), value))
 	}
-	for cidr, state := range s.Affinity {
-		key := datastore.Key{Kind: datastore.KindBlockAffinity, Namespace: "host:" + s.Node, Name: cidr}
+	affinity := func(node, cidr, state string) {
+		key := datastore.Key{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node, Name: cidr}
 		b.Events = append(b.Events, put(key, []byte(fmt.Sprintf(`{"state":%q,"deleted":false}`, state))))
+	}
+	for cidr, state := range s.Affinity {
+		affinity(s.Node, cidr, state)
+	}
+	for node, states := range s.Affinities {
+		for cidr, state := range states {
+			affinity(node, cidr, state)
+		}
 	}
 	for _, blk := range s.Blocks {
 		b.Events = append(b.Events, blk.event(t))
@@ -186,19 +196,28 @@ func render(s calc.State) string {
 		}
 	}
 	section("routes", strings.Split(strings.TrimSpace(s.Routes.String()), "\n"))
+	section("tunnels", textLines(s.Tunnels.String()))
+	section("neighbours", textLines(s.Neighbours.String()))
+	section("fdb", textLines(s.FDB.String()))
 	var lines []string
+	if s.MTU != 0 {
+		section("mtu of workloads", []string{fmt.Sprint(s.MTU)})
+	}
 	for k, e := range s.Endpoints {
 		lines = append(lines, fmt.Sprintf("%s %s %s", k, e.Interface, e.Addrs))
 	}
 	section("endpoints", lines)
 	if s.BGP.ASN != 0 {
-		section("speaker", []string{fmt.Sprintf("as %d id %s listen %v", s.BGP.ASN, s.BGP.RouterID, s.BGP.Listen)})
+		section("speaker", []string{fmt.Sprintf("as %d id %s listen %v%s", s.BGP.ASN, s.BGP.RouterID, s.BGP.Listen, reflector(s.BGP))})
 	}
 	lines = nil
 	for _, p := range s.BGP.Peers {
 		mode := "dials"
 		if p.Passive {
 			mode = "waits"
+		}
+		if p.Client {
+			mode += " client"
 		}
 		lines = append(lines, fmt.Sprintf("%s port %d as %d (%s) from %s %s [%s]", p.Addr, p.Port, p.ASN, p.Type, p.Local, mode, p.Name))
 	}
@@ -210,6 +229,20 @@ func render(s calc.State) string {
 	section("announces", lines)
 	section("problems", s.Problems)
 	return b.String()
+}
+
+func textLines(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(strings.TrimSpace(text), "\n")
+}
+
+func reflector(c bgp.Config) string {
+	if !c.ClusterID.IsValid() {
+		return ""
+	}
+	return " reflects for cluster " + c.ClusterID.String()
 }
 
 func endpointEvent(t *testing.T, wep *api.WorkloadEndpoint, rev string) datastore.Event {

@@ -7,17 +7,18 @@ import (
 	"strings"
 
 	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/autodetect"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
 )
 
 // blockView is what the calculation keeps of an IPAM block: who owns it, and
-// which addresses in it belong to this host's workloads or, in a block of ours,
-// to other hosts.
+// which addresses in it belong to this host's workloads, and which to hosts that
+// have borrowed them from the owner.
 type blockView struct {
 	owner string                // "host:<node>", or empty
 	mine  map[netip.Addr]string // this host's addresses with their handle
-	lent  map[netip.Addr]string // of a block of ours: addresses that another node holds
+	lent  map[netip.Addr]string // addresses that a node holds which is neither the owner nor this host
 }
 
 func (c *Core) blockEvent(e datastore.Event) error {
@@ -52,7 +53,7 @@ func (c *Core) view(cidr netip.Prefix, b *api.IPAMBlock) blockView {
 			case attr.HandleID == nil: // cooling down
 			case node == c.opts.Node || node == "" && own:
 				v.mine[addr] = *attr.HandleID
-			case own:
+			case node != "" && v.owner != "host:"+node:
 				v.lent[addr] = node
 			}
 		}
@@ -66,23 +67,46 @@ func (c *Core) affinityEvent(e datastore.Event) error {
 	if err != nil {
 		return err
 	}
-	delete(c.affine, cidr)
+	node, isHost := strings.CutPrefix(e.Entry.Key.Namespace, "host:")
+	if !isHost {
+		return nil // of a virtual owner, such as a load balancer's addresses
+	}
+	c.setAffinity(cidr, node, "", false)
 	if e.Type == datastore.EventDelete {
 		return nil
 	}
 	if len(e.Entry.Value) == 0 { // the form before states existed
-		c.affine[cidr] = api.AffinityConfirmed
+		c.setAffinity(cidr, node, api.AffinityConfirmed, true)
 		return nil
 	}
 	a, err := datastore.DecodeJSON[api.BlockAffinity](e.Entry)
 	if err != nil {
 		return err
 	}
-	if a.Deleted {
-		return nil
-	}
-	c.affine[cidr] = a.State
+	c.setAffinity(cidr, node, a.State, !bool(a.Deleted))
 	return nil
+}
+
+// setAffinity remembers this host's affinities in every state, and others' only
+// when they are confirmed.
+func (c *Core) setAffinity(cidr netip.Prefix, node string, state api.AffinityState, there bool) {
+	confirmed := state == api.AffinityConfirmed || state == ""
+	switch {
+	case node == c.opts.Node && there:
+		c.affine[cidr] = state
+	case node == c.opts.Node:
+		delete(c.affine, cidr)
+	case there && confirmed:
+		if c.remote[cidr] == nil {
+			c.remote[cidr] = map[string]bool{}
+		}
+		c.remote[cidr][node] = true
+	default:
+		delete(c.remote[cidr], node)
+		if len(c.remote[cidr]) == 0 {
+			delete(c.remote, cidr)
+		}
+	}
 }
 
 // ownBlocks are the blocks whose affinity is confirmed: only those are routed
@@ -164,9 +188,20 @@ func (c *Core) localEndpoints(p *problems) desired.Endpoints {
 			p.add("WorkloadEndpoint(%s): interface %q is not one of ours (prefix %q, at most 15 characters); it is not routed", k, spec.InterfaceName, c.opts.InterfacePrefix)
 			continue
 		}
+		if !c.trusted[k] && !c.linked(spec.InterfaceName) {
+			// After a reboot the datastore still has the endpoints of containers that are no more, until their runtime
+			// deletes them.
+			p.add("WorkloadEndpoint(%s): its interface %s does not exist; it is not routed", k, spec.InterfaceName)
+			continue
+		}
 		out[k] = desired.Endpoint{Interface: spec.InterfaceName, MAC: spec.MAC, Addrs: desired.NewAddrSet(c.addresses(k, holders, p)...)}
 	}
 	return out
+}
+
+// linked reports whether the kernel has the interface.
+func (c *Core) linked(name string) bool {
+	return slices.ContainsFunc(c.links, func(l autodetect.Interface) bool { return l.Name == name })
 }
 
 func (c *Core) addresses(k desired.EndpointKey, holders map[netip.Addr]desired.EndpointKey, p *problems) []netip.Addr {

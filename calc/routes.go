@@ -12,12 +12,17 @@ import (
 // destination the later one of this list wins; this is the whole table of
 // precedence (spec/calico.md §5.6):
 //
-//	blackholes of own blocks < routes learnt by BGP < local workloads
-func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, p *problems) desired.Routes {
+//	blackholes of own blocks < routes learnt by BGP
+//	  < other hosts' blocks by VXLAN, through the tunnel or on the same subnet
+//	  < local workloads
+//
+// BGP has no say about destinations in VXLAN pools (spec/calico.md §6.3).
+func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, p *problems) desired.Routes {
 	out := desired.Routes{}
 	for _, class := range []func(desired.Routes){
 		func(rs desired.Routes) { blackholes(rs, blocks) },
 		func(rs desired.Routes) { c.learntRoutes(rs, blocks, p) },
+		func(rs desired.Routes) { c.remoteRoutes(rs, t, p) },
 		func(rs desired.Routes) { workloads(rs, eps) },
 	} {
 		class(out)
@@ -46,6 +51,9 @@ func workloads(rs desired.Routes, eps desired.Endpoints) {
 
 func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problems) {
 	for prefix, path := range c.learnt {
+		if c.computed(prefix) {
+			continue
+		}
 		if why := c.hijack(prefix, blocks); why != "" {
 			p.add("BGP route %s from %s is not used: %s", prefix, path.Peer, why)
 			continue
@@ -61,6 +69,17 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problem
 		}
 		rs.Add(key, desired.Route{Gateway: path.NextHop, Dev: dev, Proto: desired.ProtoBGP})
 	}
+}
+
+// computed reports whether routes to a destination are computed from the
+// datastore: it lies in a pool whose packets travel in VXLAN.
+func (c *Core) computed(prefix netip.Prefix) bool {
+	pool := c.pool(prefix.Addr())
+	if pool == nil || !vxlan(pool) {
+		return false
+	}
+	cidr, err := netip.ParsePrefix(pool.Spec.CIDR)
+	return err == nil && prefix.Bits() >= cidr.Bits()
 }
 
 // outsidePriority is the metric of learnt routes that lie in no pool, such as

@@ -2,12 +2,10 @@ package calc
 
 import (
 	"net/netip"
-	"strings"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/desired"
-	"github.com/manekinet/maneki/selector"
 )
 
 // bgpPort is where BGP listens unless a BGPConfiguration says otherwise.
@@ -31,8 +29,8 @@ func (c *Core) speaker(eps desired.Endpoints, blocks []netip.Prefix, p *problems
 		Peers:    map[netip.Addr]bgp.Peer{},
 		Announce: c.announcements(eps, blocks),
 	}
-	c.meshPeers(cfg.Peers, self, own)
-	c.configuredPeers(cfg.Peers, self, own, p)
+	cfg.ClusterID = c.clusterID(self, p)
+	c.peers(cfg.Peers, self, own, p)
 	return cfg
 }
 
@@ -120,167 +118,16 @@ func unspecified(a netip.Addr) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// meshPeers adds every other node, unless the mesh is off or one side is a
-// route reflector, which is never in the mesh.
-func (c *Core) meshPeers(peers map[netip.Addr]bgp.Peer, self *api.Node, own []netip.Addr) {
-	d := c.bgpConfig["default"]
-	if d != nil && d.Spec.NodeToNodeMeshEnabled != nil && !*d.Spec.NodeToNodeMeshEnabled {
-		return
+// clusterID is the node's role as a route reflector: the cluster it reflects
+// for (RFC 4456 §7), zero for a node that is none.
+func (c *Core) clusterID(n *api.Node, p *problems) netip.Addr {
+	if n == nil || n.Spec.BGP == nil || n.Spec.BGP.RouteReflectorClusterID == "" {
+		return netip.Addr{}
 	}
-	if self.Spec.BGP.RouteReflectorClusterID != "" {
-		return
+	id, err := netip.ParseAddr(n.Spec.BGP.RouteReflectorClusterID)
+	if err != nil || !id.Is4() || id.IsUnspecified() {
+		p.add("Node(%s): routeReflectorClusterID %q must be in the form of an IPv4 address other than 0.0.0.0; the node reflects nothing", n.Name, n.Spec.BGP.RouteReflectorClusterID)
+		return netip.Addr{}
 	}
-	for name, n := range c.nodes {
-		if name == c.opts.Node || n.Spec.BGP == nil || n.Spec.BGP.RouteReflectorClusterID != "" {
-			continue
-		}
-		peer := bgp.Peer{Name: name, Type: bgp.TypeMesh, ASN: c.asn(n), Port: c.port(name)}
-		if d != nil && d.Spec.NodeMeshMaxRestartTime != nil {
-			peer.RestartTime = d.Spec.NodeMeshMaxRestartTime.Std()
-		}
-		c.nodeSessions(peers, peer, n, own)
-	}
-}
-
-// nodeSessions adds one session per family that both ends have an address of.
-// Of the two ends only one dials: the one whose address, as text, is larger.
-func (c *Core) nodeSessions(peers map[netip.Addr]bgp.Peer, peer bgp.Peer, n *api.Node, own []netip.Addr) {
-	ignore := &problems{} // the remote node's own agent reports its addresses
-	for _, remote := range c.speakerAddrs(n, ignore) {
-		for _, local := range own {
-			if local.Is4() != remote.Is4() || local == remote {
-				continue
-			}
-			peer.Addr, peer.Local = remote, local
-			peer.Passive = remote.String() > local.String()
-			peers[remote] = peer
-		}
-	}
-}
-
-// configuredPeers adds the BGPPeer resources that select this node. Explicit
-// peerings replace mesh ones, and a global one replaces a node's own.
-func (c *Core) configuredPeers(peers map[netip.Addr]bgp.Peer, self *api.Node, own []netip.Addr, p *problems) {
-	explicit := map[netip.Addr]bgp.Peer{}
-	for _, global := range []bool{false, true} {
-		for name, res := range c.bgpPeers {
-			s := &res.Spec
-			if isGlobal := s.Node == "" && s.NodeSelector == ""; isGlobal != global {
-				continue
-			}
-			if !c.selects(name, s, self, p) {
-				continue
-			}
-			peer := bgp.Peer{Name: name, Type: bgp.TypeNode}
-			if global {
-				peer.Type = bgp.TypeGlobal
-			}
-			if s.MaxRestartTime != nil {
-				peer.RestartTime = s.MaxRestartTime.Std()
-			}
-			if s.KeepaliveTime != nil {
-				peer.Keepalive = s.KeepaliveTime.Std()
-			}
-			if s.TTLSecurity != nil {
-				peer.TTLSecurity = uint8(*s.TTLSecurity)
-			}
-			c.peerTargets(explicit, peer, s, own, p)
-		}
-	}
-	for addr, peer := range explicit {
-		peers[addr] = peer
-	}
-}
-
-func (c *Core) selects(name string, s *api.BGPPeerSpec, self *api.Node, p *problems) bool {
-	if s.Node != "" {
-		return s.Node == self.Name
-	}
-	if s.NodeSelector == "" {
-		return true
-	}
-	return matches(s.NodeSelector, self.Labels, func(err error) { p.add("BGPPeer(%s): nodeSelector: %v", name, err) })
-}
-
-func (c *Core) peerTargets(out map[netip.Addr]bgp.Peer, peer bgp.Peer, s *api.BGPPeerSpec, own []netip.Addr, p *problems) {
-	if s.PeerSelector != "" {
-		for name, n := range c.nodes {
-			if name == c.opts.Node || !matches(s.PeerSelector, n.Labels, func(err error) { p.add("BGPPeer(%s): peerSelector: %v", peer.Name, err) }) {
-				continue
-			}
-			peer.ASN, peer.Port = c.asn(n), c.port(name)
-			c.nodeSessions(out, peer, n, own)
-		}
-		return
-	}
-	remote, err := parsePeerIP(s.PeerIP)
-	if err != nil {
-		p.add("BGPPeer(%s): peerIP %q must be an address, or address:port; no session is made", peer.Name, s.PeerIP)
-		return
-	}
-	for _, local := range own {
-		if local.Is4() != remote.Addr().Is4() || local == remote.Addr() {
-			continue
-		}
-		peer.Addr, peer.Port, peer.Local, peer.ASN = remote.Addr(), remote.Port(), local, uint32(s.ASNumber)
-		out[peer.Addr] = peer
-	}
-}
-
-// parsePeerIP reads an address with an optional port, IPv6 in brackets.
-func parsePeerIP(text string) (netip.AddrPort, error) {
-	if a, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		return netip.AddrPortFrom(a, bgpPort), nil
-	}
-	return netip.ParseAddrPort(text)
-}
-
-func matches(expr string, labels map[string]string, report func(error)) bool {
-	sel, err := selector.Parse(expr)
-	if err != nil {
-		report(err)
-		return false
-	}
-	return sel.Match(labels)
-}
-
-// announcements are the own blocks, aggregated, and the addresses that local
-// workloads borrow from other hosts' blocks. A pool with disableBGPExport keeps
-// both at home; a borrowed address leaves only if an enabled pool holds it
-// (spec/calico.md §6.2, rules 2, 5 and 7).
-func (c *Core) announcements(eps desired.Endpoints, blocks []netip.Prefix) map[netip.Prefix]bgp.Announcement {
-	out := map[netip.Prefix]bgp.Announcement{}
-	for _, b := range blocks {
-		if pool := c.pool(b.Addr()); pool == nil || !pool.Spec.DisableBGPExport {
-			out[b] = bgp.Announcement{}
-		}
-	}
-	for _, ep := range eps {
-		for _, a := range ep.Addrs.Addrs() {
-			pool := c.pool(a)
-			if !covered(blocks, a) && pool != nil && !pool.Spec.Disabled && !pool.Spec.DisableBGPExport {
-				out[netip.PrefixFrom(a, a.BitLen())] = bgp.Announcement{}
-			}
-		}
-	}
-	return out
-}
-
-func covered(blocks []netip.Prefix, a netip.Addr) bool {
-	for _, b := range blocks {
-		if b.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
-// pool returns the pool that holds a, or nil. Pools do not overlap.
-func (c *Core) pool(a netip.Addr) *api.IPPool {
-	for _, pool := range c.pools {
-		if cidr, err := netip.ParsePrefix(pool.Spec.CIDR); err == nil && cidr.Contains(a) {
-			return pool
-		}
-	}
-	return nil
+	return id
 }

@@ -141,3 +141,28 @@ net/ipv6/conf/cali.1/proxy_ndp = 1
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+func TestWorkloadMTU(t *testing.T) {
+	if got := desired.WorkloadMTU(1500); got != 1500 {
+		t.Errorf("no encapsulation: %d", got)
+	}
+	if got := desired.WorkloadMTU(1500, desired.OverheadIPIP, desired.OverheadVXLAN6, desired.OverheadVXLAN); got != 1430 {
+		t.Errorf("three encapsulations: %d", got)
+	}
+}
+
+func TestTunnelTablesPrint(t *testing.T) {
+	dev := desired.VXLANDevice
+	ns := desired.Neighbours{{Dev: dev, Addr: addr("10.0.0.9")}: "66:00:00:00:00:02", {Dev: dev, Addr: addr("10.0.0.1")}: "66:00:00:00:00:01"}
+	if got, want := ns.String(), "10.0.0.1 dev vxlan.calico lladdr 66:00:00:00:00:01 PERMANENT\n10.0.0.9 dev vxlan.calico lladdr 66:00:00:00:00:02 PERMANENT\n"; got != want {
+		t.Errorf("got\n%s", got)
+	}
+	f := desired.FDB{{Dev: dev, MAC: "66:00:00:00:00:02"}: addr("172.18.0.3"), {Dev: dev, MAC: "66:00:00:00:00:01"}: addr("172.18.0.2")}
+	if got, want := f.String(), "66:00:00:00:00:01 dev vxlan.calico dst 172.18.0.2 self permanent\n66:00:00:00:00:02 dev vxlan.calico dst 172.18.0.3 self permanent\n"; got != want {
+		t.Errorf("got\n%s", got)
+	}
+	ts := desired.Tunnels{dev: {VNI: 4096, Port: 4789, Underlay: "eth0", Local: addr("172.18.0.2"), MAC: "66:00:00:00:00:01", Addrs: desired.NewAddrSet(addr("10.0.0.1")), MTU: 1450}}
+	if got, want := ts.String(), "vxlan.calico vni 4096 port 4789 local 172.18.0.2 dev eth0 mac 66:00:00:00:00:01 addr 10.0.0.1 mtu 1450\n"; got != want {
+		t.Errorf("got\n%s", got)
+	}
+}

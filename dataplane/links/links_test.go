@@ -102,10 +102,4 @@ func TestHostMTU(t *testing.T) {
 			}
 		})
 	}
-	if got := links.WorkloadMTU(1500); got != 1500 {
-		t.Errorf("no encapsulation: %d", got)
-	}
-	if got := links.WorkloadMTU(1500, links.IPIP, links.VXLAN6, links.VXLAN); got != 1430 {
-		t.Errorf("three encapsulations: %d", got)
-	}
 }

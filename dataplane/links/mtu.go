@@ -22,24 +22,3 @@ func HostMTU(interfaces []Interface, pattern *regexp.Regexp) int {
 	}
 	return mtu
 }
-
-// Overhead is the bytes that an encapsulation adds to every packet.
-type Overhead int
-
-// The encapsulations (spec/calico.md §5.6).
-const (
-	IPIP       Overhead = 20
-	VXLAN      Overhead = 50
-	VXLAN6     Overhead = 70 // VXLAN over IPv6
-	WireGuard  Overhead = 60
-	WireGuard6 Overhead = 80 // WireGuard over IPv6
-)
-
-// WorkloadMTU is what fits through every encapsulation in use.
-func WorkloadMTU(hostMTU int, encapsulations ...Overhead) int {
-	most := Overhead(0)
-	for _, o := range encapsulations {
-		most = max(most, o)
-	}
-	return hostMTU - int(most)
-}

@@ -1,0 +1,152 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/calc"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/ipam"
+)
+
+const (
+	// tunnelGrace is how long a tunnel stays after the last pool that used it has
+	// changed: other hosts may not have heard of it yet and still send through it.
+	tunnelGrace = 3 * time.Second
+	// tunnelCheck is how often an address is compared with IPAM without a reason.
+	tunnelCheck = 90 * time.Second
+	// tunnelTick bounds how late the end of a grace and a new attempt come.
+	tunnelTick = time.Second
+)
+
+// tunnelAddress keeps the address of one tunnel device: assigned by IPAM while
+// a pool asks for the tunnel, named in this host's Node, and released after.
+type tunnelAddress struct {
+	kind   ipam.TunnelKind
+	device string
+	pools  func(calc.TunnelUse) (used bool, assign string, addr netip.Addr)
+	field  func(*api.NodeSpec) *string
+
+	checked time.Time // when IPAM last said that all is as it should be
+	assign  string    // the pools it said so for
+	unused  time.Time // since when no pool asks for the tunnel
+	clean   bool      // nothing is assigned and the Node names none
+}
+
+func tunnelAddresses() []*tunnelAddress {
+	return []*tunnelAddress{
+		{
+			kind: ipam.TunnelVXLAN, device: desired.VXLANDevice,
+			pools: func(u calc.TunnelUse) (bool, string, netip.Addr) { return u.VXLAN, u.Assign, u.VXLANAddr },
+			field: func(n *api.NodeSpec) *string { return &n.IPv4VXLANTunnelAddr },
+		},
+		{
+			kind: ipam.TunnelVXLANv6, device: desired.VXLANDevice6,
+			pools: func(u calc.TunnelUse) (bool, string, netip.Addr) { return u.VXLAN6, u.Assign6, u.VXLANAddr6 },
+			field: func(n *api.NodeSpec) *string { return &n.IPv6VXLANTunnelAddr },
+		},
+	}
+}
+
+// keepTunnels follows the pools: the tunnels' addresses, and the MTU file.
+func (a *Agent) keepTunnels(ctx context.Context, host *ipam.Host) error {
+	select {
+	case <-a.pipe.synced:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	addrs, written := tunnelAddresses(), 0
+	return every(ctx, tunnelTick, a.pipe.tunnelKick, func() {
+		a.pipe.mu.Lock()
+		use, mtu, locked := a.pipe.state.Use, a.pipe.state.MTU, a.pipe.state.Locked
+		a.pipe.mu.Unlock()
+		if mtu > 0 && mtu != written && a.opts.MTUFile != "-" {
+			if err := writeFile(a.opts.MTUFile, fmt.Sprint(mtu)); err != nil {
+				a.opts.Log.Error("the MTU file cannot be written", "err", err)
+			} else {
+				written = mtu
+			}
+		}
+		if locked {
+			return
+		}
+		for _, t := range addrs {
+			if err := a.keepTunnel(ctx, host, t, use); err != nil && ctx.Err() == nil {
+				a.opts.Log.Warn("the tunnel's address cannot be brought in order, trying again", "device", t.device, "err", err)
+			}
+		}
+	})
+}
+
+func (a *Agent) keepTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddress, use calc.TunnelUse) error {
+	used, assign, addr := t.pools(use)
+	switch now := time.Now(); {
+	case used:
+		t.unused, t.clean = time.Time{}, false
+		// Where all such pools are disabled, those workloads that are left keep the tunnel.
+		if assign == "" || assign == t.assign && addr.IsValid() && now.Sub(t.checked) < tunnelCheck {
+			return nil
+		}
+		if err := a.assignTunnel(ctx, host, t); err != nil {
+			return err
+		}
+		t.checked, t.assign = now, assign
+	case t.clean && !addr.IsValid():
+	case t.unused.IsZero() && addr.IsValid():
+		t.unused = now
+	case now.Sub(t.unused) >= tunnelGrace:
+		// A zero unused: nothing is in the Node, but an earlier agent may have died between two steps.
+		if err := a.nameTunnel(ctx, t, ""); err != nil {
+			return err
+		}
+		if err := host.ReleaseTunnelAddr(ctx, t.kind); err != nil {
+			return err
+		}
+		t.clean, t.assign = true, ""
+	}
+	return nil
+}
+
+// assignTunnel gets the address and tells the other hosts, who then send to the
+// device: so it must be there first.
+func (a *Agent) assignTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddress) error {
+	wait, cancel := context.WithTimeout(ctx, tunnelTick)
+	defer cancel()
+	if err := a.tables.tunnels.WaitKeys(wait, t.device); err != nil {
+		return err
+	}
+	addr, err := host.EnsureTunnelAddr(ctx, ipam.TunnelRequest{Host: a.opts.Node, Kind: t.kind, NodeLabels: a.node.labels()})
+	if err != nil {
+		return err
+	}
+	text := ""
+	if addr.IsValid() {
+		text = addr.String()
+	}
+	return a.nameTunnel(ctx, t, text)
+}
+
+// nameTunnel writes the address into the Node, if it is not there.
+func (a *Agent) nameTunnel(ctx context.Context, t *tunnelAddress, addr string) error {
+	nodes := datastore.For[api.Node](a.store)
+	n, err := nodes.Get(ctx, "", a.opts.Node)
+	if errors.Is(err, datastore.ErrNotFound) {
+		return nil // deleted: this host takes no part
+	}
+	if err != nil || *t.field(&n.Spec) == addr {
+		return err
+	}
+	_, err = nodes.Modify(ctx, "", a.opts.Node, func(n *api.Node) error {
+		*t.field(&n.Spec) = addr
+		return nil
+	})
+	if err == nil && addr != "" {
+		a.opts.Log.Info("tunnel address", "device", t.device, "address", addr)
+	}
+	return err
+}

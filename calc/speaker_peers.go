@@ -1,0 +1,314 @@
+package calc
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/selector"
+)
+
+// rank orders the reasons for a session to one address; the highest wins. What
+// is written down for this node beats what follows from another node's
+// peering, and of each the global one wins (spec/calico.md §6.1).
+type rank int
+
+const (
+	rankMesh rank = iota
+	rankNodeReverse
+	rankGlobalReverse
+	rankNode
+	rankGlobal
+)
+
+// peering is what the sessions of this host are computed from.
+type peering struct {
+	core    *Core
+	self    *api.Node
+	own     []netip.Addr          // this host's addresses by family
+	cluster netip.Addr            // of this host as a reflector
+	names   []string              // of all nodes with an address, sorted
+	addrs   map[string]nodeAddrs  // by node
+	byAddr  map[netip.Addr]string // node that has an address
+	ranks   map[netip.Addr]rank
+	out     map[netip.Addr]bgp.Peer
+}
+
+type nodeAddrs []netip.Addr
+
+// peers computes the sessions: the mesh, the BGPPeer resources that select
+// this node, and those that lead from other nodes to this one.
+func (c *Core) peers(out map[netip.Addr]bgp.Peer, self *api.Node, own []netip.Addr, p *problems) {
+	g := &peering{core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
+		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, ranks: map[netip.Addr]rank{}, out: out}
+	ignore := &problems{} // each node's own agent reports its addresses
+	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
+		addrs := c.speakerAddrs(c.nodes[name], ignore)
+		if len(addrs) == 0 {
+			continue
+		}
+		g.names = append(g.names, name)
+		g.addrs[name] = addrs
+		for _, a := range addrs {
+			if _, taken := g.byAddr[a]; !taken {
+				g.byAddr[a] = name
+			}
+		}
+	}
+	connected := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(c.bgpPeers)) {
+		r := g.resource(c.bgpPeers[name], p)
+		if r == nil {
+			continue
+		}
+		r.connect(connected)
+		r.sessions(p)
+	}
+	g.mesh(connected)
+}
+
+// mesh adds every other node, unless the mesh is off. A reflector is not in it,
+// with one exception that Calico does not make: while no BGPPeer leads to the
+// reflector from any node, it stays. Who first writes the cluster ID and then
+// the peers that use it loses no route in between.
+func (g *peering) mesh(connected map[string]bool) {
+	d := g.core.bgpConfig["default"]
+	if d != nil && d.Spec.NodeToNodeMeshEnabled != nil && !*d.Spec.NodeToNodeMeshEnabled {
+		return
+	}
+	member := func(name string) bool {
+		return g.core.nodes[name].Spec.BGP.RouteReflectorClusterID == "" || !connected[name]
+	}
+	if !member(g.self.Name) {
+		return
+	}
+	for _, name := range g.names {
+		if name == g.self.Name || !member(name) {
+			continue
+		}
+		peer := bgp.Peer{Name: name, Type: bgp.TypeMesh}
+		if d != nil && d.Spec.NodeMeshMaxRestartTime != nil {
+			peer.RestartTime = d.Spec.NodeMeshMaxRestartTime.Std()
+		}
+		g.node(rankMesh, peer, name, true)
+	}
+}
+
+// add files a session unless a better reason for one to the same address is
+// known. Of equals the first stays: resources come in the order of their names.
+func (g *peering) add(r rank, peer bgp.Peer) {
+	if old, taken := g.ranks[peer.Addr]; taken && old >= r {
+		return
+	}
+	g.ranks[peer.Addr] = r
+	g.out[peer.Addr] = peer
+}
+
+// node adds one session to a node per family that both ends have an address
+// of. If both ends have the session, only one of them dials: the one whose
+// address, as text, is larger.
+func (g *peering) node(r rank, peer bgp.Peer, name string, both bool) {
+	n := g.core.nodes[name]
+	peer.ASN, peer.Port, peer.Cluster = g.core.asn(n), g.core.port(name), true
+	for _, remote := range g.addrs[name] {
+		for _, local := range g.own {
+			if local.Is4() != remote.Is4() || local == remote {
+				continue
+			}
+			peer.Addr, peer.Local = remote, local
+			peer.Passive = both && remote.String() > local.String()
+			peer.Client = g.reflects(peer, n)
+			g.add(r, peer)
+		}
+	}
+}
+
+// reflects reports whether this host is the peer's reflector: the peer is
+// internal and of no cluster, or of another one.
+func (g *peering) reflects(peer bgp.Peer, n *api.Node) bool {
+	if !g.cluster.IsValid() || peer.ASN != g.core.asn(g.self) {
+		return false
+	}
+	return g.core.clusterID(n, &problems{}) != g.cluster
+}
+
+// resource is one BGPPeer with the nodes it selects.
+type resource struct {
+	*peering
+	name    string
+	spec    *api.BGPPeerSpec
+	global  bool
+	locals  map[string]bool // nodes that the peering is for
+	remotes map[string]bool // nodes that it leads to
+	remote  netip.AddrPort  // peerIP; the port is 0 when none is given
+}
+
+// resource reads a BGPPeer. It is nil, with the reason among the problems, if
+// the resource makes no session anywhere.
+func (g *peering) resource(res *api.BGPPeer, p *problems) *resource {
+	s := &res.Spec
+	r := &resource{peering: g, name: res.Name, spec: s, global: s.Node == "" && s.NodeSelector == "", remotes: map[string]bool{}}
+	if s.LocalWorkloadSelector != "" {
+		p.add("BGPPeer(%s): localWorkloadSelector is not supported; no session is made", res.Name)
+		return nil
+	}
+	var ok bool
+	switch {
+	case s.Node != "":
+		r.locals, ok = map[string]bool{s.Node: true}, true
+		if g.addrs[s.Node] == nil {
+			p.add("BGPPeer(%s): node %q does not exist or has no BGP address; no session is made", res.Name, s.Node)
+			return nil
+		}
+	default:
+		r.locals, ok = g.choose(res.Name, "nodeSelector", s.NodeSelector, p)
+	}
+	if !ok {
+		return nil
+	}
+	if s.PeerSelector != "" {
+		if r.remotes, ok = g.choose(res.Name, "peerSelector", s.PeerSelector, p); !ok {
+			return nil
+		}
+		return r
+	}
+	remote, err := api.ParsePeerIP(s.PeerIP)
+	if err != nil {
+		p.add("BGPPeer(%s): peerIP %q must be an address, or address:port; no session is made", res.Name, s.PeerIP)
+		return nil
+	}
+	r.remote = remote
+	if name, known := g.byAddr[remote.Addr()]; known && r.isNode(name) {
+		r.remotes[name] = true
+	}
+	if s.Node != "" && r.remotes[s.Node] {
+		p.add("BGPPeer(%s): peerIP %s is node %s itself; no session is made", res.Name, s.PeerIP, s.Node)
+		return nil
+	}
+	return r
+}
+
+// choose returns the nodes that a selector matches; an empty one matches all.
+func (g *peering) choose(name, field, expr string, p *problems) (map[string]bool, bool) {
+	out := map[string]bool{}
+	if expr == "" {
+		expr = "all()"
+	}
+	sel, err := selector.Parse(expr)
+	if err != nil {
+		p.add("BGPPeer(%s): %s: %v; no session is made", name, field, err)
+		return nil, false
+	}
+	for _, n := range g.names {
+		if sel.Match(g.core.nodes[n].Labels) {
+			out[n] = true
+		}
+	}
+	if len(out) == 0 {
+		p.add("BGPPeer(%s): %s %s matches no node; no session is made", name, field, expr)
+	}
+	return out, len(out) > 0
+}
+
+// isNode reports whether peerIP means the node: it has the node's AS, and its
+// port if one is given.
+func (r *resource) isNode(name string) bool {
+	if uint32(r.spec.ASNumber) != r.core.asn(r.core.nodes[name]) {
+		return false
+	}
+	return r.remote.Port() == 0 || r.remote.Port() == r.core.port(name)
+}
+
+// reverses reports whether the nodes that the peering leads to peer back.
+func (r *resource) reverses() bool { return r.spec.ReversePeering != "Manual" }
+
+// connect notes the nodes that get a session with another node by r.
+func (r *resource) connect(connected map[string]bool) {
+	pairs := func(here, there map[string]bool) {
+		for name := range here {
+			if len(there) > 1 || (len(there) == 1 && !there[name]) {
+				connected[name] = true
+			}
+		}
+	}
+	pairs(r.locals, r.remotes)
+	pairs(r.remotes, r.locals)
+}
+
+// sessions adds what r means for this host: the sessions it is for, and those
+// back to the nodes for which it leads here.
+func (r *resource) sessions(p *problems) {
+	peer := r.options()
+	forward, reverse := rankNode, rankNodeReverse
+	if r.global {
+		forward, reverse = rankGlobal, rankGlobalReverse
+	}
+	if r.locals[r.self.Name] {
+		r.forward(forward, peer, p)
+	}
+	if r.remotes[r.self.Name] && r.reverses() {
+		for _, name := range r.names {
+			if name != r.self.Name && r.locals[name] {
+				r.node(reverse, peer, name, true)
+			}
+		}
+	}
+}
+
+func (r *resource) forward(rank rank, peer bgp.Peer, p *problems) {
+	if r.spec.PeerSelector != "" {
+		for _, name := range r.names {
+			if name != r.self.Name && r.remotes[name] {
+				r.node(rank, peer, name, r.reverses())
+			}
+		}
+		return
+	}
+	peer.Addr, peer.Port, peer.ASN = r.remote.Addr(), r.remote.Port(), uint32(r.spec.ASNumber)
+	var n *api.Node
+	if name, ok := r.byAddr[peer.Addr]; ok {
+		if name == r.self.Name {
+			return
+		}
+		n = r.core.nodes[name]
+		peer.Cluster = r.remotes[name]
+		if peer.Port == 0 && peer.Cluster {
+			peer.Port = r.core.port(name)
+		}
+	}
+	if peer.Port == 0 {
+		peer.Port = bgpPort
+	}
+	for _, local := range r.own {
+		if local.Is4() != peer.Addr.Is4() {
+			continue
+		}
+		peer.Local = local
+		peer.Passive = peer.Cluster && r.reverses() && peer.Addr.String() > local.String()
+		peer.Client = r.reflects(peer, n)
+		r.add(rank, peer)
+		return
+	}
+	p.add("BGPPeer(%s): this host has no address of the family of peerIP %s; no session is made", r.name, r.spec.PeerIP)
+}
+
+// options are the settings of r that hold for all its sessions.
+func (r *resource) options() bgp.Peer {
+	s := r.spec
+	peer := bgp.Peer{Name: r.name, Type: bgp.TypeNode}
+	if r.global {
+		peer.Type = bgp.TypeGlobal
+	}
+	if s.MaxRestartTime != nil {
+		peer.RestartTime = s.MaxRestartTime.Std()
+	}
+	if s.KeepaliveTime != nil {
+		peer.Keepalive = s.KeepaliveTime.Std()
+	}
+	if s.TTLSecurity != nil {
+		peer.TTLSecurity = uint8(*s.TTLSecurity)
+	}
+	return peer
+}
