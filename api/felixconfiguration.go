@@ -151,6 +151,7 @@ type FelixConfigurationSpec struct {
 	BPFAttachType                      *string               `json:"bpfAttachType,omitempty"`
 	BPFCTLBLogFilter                   *string               `json:"bpfCTLBLogFilter,omitempty"`
 	BPFConntrackCleanupMode            *string               `json:"bpfConntrackCleanupMode,omitempty"`
+	BPFConntrackMode                   *string               `json:"bpfConntrackMode,omitempty"` // its name up to v3.31
 	BPFConntrackLogLevel               *string               `json:"bpfConntrackLogLevel,omitempty"`
 	BPFConntrackTimeouts               *BPFConntrackTimeouts `json:"bpfConntrackTimeouts,omitempty"`
 	BPFDataIfacePattern                *string               `json:"bpfDataIfacePattern,omitempty"`
