@@ -219,9 +219,6 @@ func render(s calc.State) string {
 		if p.Client {
 			mode += " client"
 		}
-		if p.Client {
-			mode += " client"
-		}
 		lines = append(lines, fmt.Sprintf("%s port %d as %d (%s) from %s %s [%s]", p.Addr, p.Port, p.ASN, p.Type, p.Local, mode, p.Name))
 	}
 	section("peers", lines)
@@ -239,13 +236,6 @@ func textLines(text string) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSpace(text), "\n")
-}
-
-func reflector(c bgp.Config) string {
-	if !c.ClusterID.IsValid() {
-		return ""
-	}
-	return " reflects for cluster " + c.ClusterID.String()
 }
 
 func reflector(c bgp.Config) string {
