@@ -29,6 +29,9 @@ const (
 func (l *Lab) agentArgs(h Host) []string {
 	address := l.hostPlan(h.Name).Address4()
 	args := []string{"node", "run", "--name", h.Name, "--ip", address.String()}
+	if a := l.hostPlan(h.Name).Address6(); a.IsValid() {
+		args = append(args, "--ip6", a.String())
+	}
 	if l.runsEmbedded(h.Name) {
 		args = append(args, fmt.Sprintf("--etcd-listen=http://%s:%d", address, etcdPort))
 	}

@@ -286,10 +286,15 @@ func (l *Lab) RemoveContainer(ctx context.Context, name string) error {
 	return nil
 }
 
-// installCNI runs `maneki cni install` on the host.
+// installCNI runs `maneki cni install` on the host. Containers get an IPv6
+// address where their host has one.
 func (l *Lab) installCNI(ctx context.Context, host string) error {
 	l.cfg.Step("cni " + host)
-	if _, err := l.Output(ctx, host, nil, "maneki", "cni", "install"); err != nil {
+	argv := []string{"maneki", "cni", "install"}
+	if l.hostPlan(host).Address6().IsValid() {
+		argv = append(argv, "--ipv6")
+	}
+	if _, err := l.Output(ctx, host, nil, argv...); err != nil {
 		return fmt.Errorf("install cni: %w", err)
 	}
 	return nil

@@ -49,7 +49,9 @@ func standIn(args []string) int {
 	node := &cobra.Command{Use: "node"}
 	node.AddCommand(&cobra.Command{Use: "run", DisableFlagParsing: true, RunE: runNode})
 	cni := &cobra.Command{Use: "cni"}
-	cni.AddCommand(&cobra.Command{Use: "install", RunE: installCNI})
+	install := &cobra.Command{Use: "install", RunE: installCNI}
+	install.Flags().Bool("ipv6", false, "")
+	cni.AddCommand(install)
 	root.AddCommand(labcmd.Command(), node, cni, dieCommand(), dieRunCommand())
 	root.SetArgs(args)
 	err := root.Execute()

@@ -28,8 +28,9 @@ type Topology struct {
 
 // Subnet is one broadcast domain of the underlay.
 type Subnet struct {
-	Name  string `json:"name"`
-	CIDR  string `json:"cidr"`
+	Name string `json:"name"`
+	CIDR string `json:"cidr"`
+	// CIDR6 gives the hosts of the subnet and their containers IPv6 as well.
 	CIDR6 string `json:"cidr6,omitempty"`
 	// MTU of every link of the subnet, in bytes; 0 means 1500.
 	MTU int `json:"mtu,omitempty"`
