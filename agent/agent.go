@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -54,6 +55,9 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	defer release()
 	a := &Agent{opts: opts, started: time.Now()}
+	if err := a.look(); err != nil {
+		return err
+	}
 	if a.conn, err = openDatastore(ctx, opts); err != nil {
 		return err
 	}
@@ -69,13 +73,8 @@ func Run(ctx context.Context, opts Options) error {
 	return a.serve(ctx)
 }
 
-// prepare reads and checks, and changes nothing outside this process.
-func (a *Agent) prepare(ctx context.Context) error {
-	log := a.opts.Log
-	a.objects = resource.New(a.store, log)
-	if err := a.checkBGPPort(ctx); err != nil {
-		return err
-	}
+// look learns what this host is, before a datastore is asked or begun.
+func (a *Agent) look() error {
 	var err error
 	if a.tables, err = newTables(a.opts); err != nil {
 		return err
@@ -84,6 +83,16 @@ func (a *Agent) prepare(ctx context.Context) error {
 		return err
 	}
 	a.logAddresses()
+	return nil
+}
+
+// prepare reads and checks, and changes nothing outside this process.
+func (a *Agent) prepare(ctx context.Context) error {
+	log := a.opts.Log
+	a.objects = resource.New(a.store, log)
+	if err := a.checkBGPPort(ctx); err != nil {
+		return err
+	}
 	restarted, err := a.tables.restarted(ctx)
 	if err != nil {
 		return err
@@ -92,7 +101,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
 	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
-	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.followMTU
+	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.follow
 	return nil
 }
 
@@ -102,7 +111,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	host := ipam.NewHost(a.ipam, a.opts.Node)
 	eps, err := endpoint.New(endpoint.Config{
 		Store: a.store, IPAM: host, Sink: a.pipe, Node: a.opts.Node, NodeLabels: a.node.labels, Ready: a.attachable,
-		MTU: a.node.podMTU, Prefix: a.opts.InterfacePrefix, StateDir: a.opts.StateDir, Log: log.With("part", "endpoint"),
+		MTU: a.node.podMTU, Prefix: a.opts.InterfacePrefix, StateDir: filepath.Join(a.opts.StateDir, "cni"), Log: log.With("part", "endpoint"),
 	})
 	if err != nil {
 		return err
@@ -154,6 +163,7 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	a.pipe.ready()
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")
+	a.invite()
 	return g.Wait()
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -51,6 +52,9 @@ func detectNode(o Options, h *netlink.Handle) (*nodeState, error) {
 	}
 	if !s.choice[0].Prefix.IsValid() && !s.choice[1].Prefix.IsValid() {
 		_, err := choose(4, "autodetect", o.Method, found)
+		if o.IP == "none" && o.IP6 == "none" {
+			err = errors.New("both are none")
+		}
 		return nil, refuse(ErrBadOption, "this host has no address to be known by, name one with --ip or --ip6: %v", err)
 	}
 	s.mtu = links.HostMTU(all, regexp.MustCompile(links.MTUPattern))
@@ -112,10 +116,13 @@ func (s *nodeState) setLabels(l map[string]string) {
 	s.label = maps.Clone(l)
 }
 
-// followMTU takes the workloads' MTU from a new state.
-func (s *nodeState) followMTU(state calc.State) {
+// follow takes the workloads' MTU and the Node's labels from a new state.
+func (s *nodeState) follow(state calc.State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if state.NodeKnown {
+		s.label = state.Labels
+	}
 	if state.MTU > 0 {
 		s.mtu = state.MTU
 	}

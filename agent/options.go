@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -235,6 +236,11 @@ func (o *Options) resolve() error {
 	if len(o.InterfacePrefix) > 4 {
 		return refuse(ErrBadOption, "interface prefix %q is longer than 4 characters", o.InterfacePrefix)
 	}
+	for _, u := range o.EtcdListen {
+		if err := checkListen(u); err != nil {
+			return err
+		}
+	}
 	for _, ip := range []struct {
 		option, value string
 		v4            bool
@@ -256,4 +262,14 @@ func checkIP(option, value string, v4 bool) error {
 		return refuse(ErrBadOption, "%s is %q; allowed: an IPv%d address with or without its prefix length, autodetect, none", option, value, map[bool]int{true: 4, false: 6}[v4])
 	}
 	return nil
+}
+
+func checkListen(text string) error {
+	u, err := url.Parse(text)
+	if err == nil && u.Scheme == "http" && u.Path == "" {
+		if _, err := netip.ParseAddrPort(u.Host); err == nil {
+			return nil
+		}
+	}
+	return refuse(ErrBadOption, "--etcd-listen is %q; allowed: http://ADDRESS:PORT with an IP address of this host", text)
 }

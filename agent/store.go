@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -111,4 +112,23 @@ func openEmbedded(ctx context.Context, o Options) (*connection, error) {
 func newConnection(s datastore.Store, status agentapi.Datastore) *connection {
 	status.Connected, status.Since = true, time.Now()
 	return &connection{store: s, status: status}
+}
+
+// invite tells the person who started the agent how another host joins, where
+// this host keeps the datastore.
+func (a *Agent) invite() {
+	if a.conn.server == nil {
+		return
+	}
+	a.opts.Notice("This host keeps the datastore: etcd in %s.", a.opts.EmbeddedDir)
+	for _, u := range a.opts.EtcdListen {
+		a.opts.Notice("Another host joins with:\n  ETCD_ENDPOINTS=%s maneki node run", u)
+		return
+	}
+	own := a.node.addresses()[0].Prefix.Addr()
+	if !own.IsValid() {
+		own = a.node.addresses()[1].Prefix.Addr()
+	}
+	url := "http://" + net.JoinHostPort(own.String(), "2379")
+	a.opts.Notice("It serves this host alone. For others to join, start this agent with --etcd-listen=%s and them with:\n  ETCD_ENDPOINTS=%s maneki node run", url, url)
 }

@@ -75,10 +75,19 @@ func newTables(o Options) (*tables, error) {
 		fdb: reconcile.NewTable(neigh.NewFDB(handle, devices...), reconcile.Options[desired.FDBKey]{
 			Name: "fdb", Logger: log, Compare: desired.FDBKey.Compare,
 		}),
-		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: desired.RouteKey.Compare}),
+		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: longestFirst}),
 		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log, Resync: sysctlResync}),
 		local:   map[netip.Addr]bool{},
 	}, nil
+}
+
+// longestFirst writes routes to gateways, which are single addresses, before the
+// routes that need them.
+func longestFirst(a, b desired.RouteKey) int {
+	if d := b.Dst.Bits() - a.Dst.Bits(); d != 0 {
+		return d
+	}
+	return a.Compare(b)
 }
 
 // restarted reports whether the kernel still has routes that an earlier agent

@@ -56,9 +56,10 @@ type State struct {
 	Use        TunnelUse
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config
-	NodeKnown  bool     // this host's Node object exists
-	Locked     bool     // the datastore is locked for a migration: nothing may be programmed
-	Problems   []string // what could not be used and why, sorted, one line each
+	NodeKnown  bool              // this host's Node object exists
+	Labels     map[string]string // its labels
+	Locked     bool              // the datastore is locked for a migration: nothing may be programmed
+	Problems   []string          // what could not be used and why, sorted, one line each
 }
 
 // Core folds the inputs. It is not safe for concurrent use.
@@ -157,6 +158,9 @@ func (c *Core) compute() State {
 		BGP:        c.speaker(eps, blocks, p),
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
 		Locked:     c.locked(),
+	}
+	if self := c.nodes[c.opts.Node]; self != nil {
+		s.Labels = self.Labels
 	}
 	s.Problems = p.sorted()
 	return s

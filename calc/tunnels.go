@@ -309,6 +309,12 @@ func (c *Core) remoteRoute(rs desired.Routes, t tunnelState, dst netip.Prefix, n
 		rs.Add(desired.NewRouteKey(dst), desired.Route{Gateway: v.host, Dev: c.linkOf(c.ownAddr(v4)), Proto: desired.ProtoComputed})
 	case behind:
 		rs.Add(desired.NewRouteKey(dst), desired.Route{Gateway: v.addr, Dev: deviceOf(v4), Onlink: true, Proto: desired.ProtoComputed})
+		if !v4 {
+			// IPv6 refuses an onlink gateway that another route leads elsewhere, as the block's own does before it
+			// is switched over: so the gateway gets a route of its own.
+			gateway := desired.NewRouteKey(netip.PrefixFrom(v.addr, v.addr.BitLen()))
+			rs.Add(gateway, desired.Route{Dev: deviceOf(v4), Proto: desired.ProtoComputed})
+		}
 	default:
 		p.add("%s is not routed: Node(%s) has no VXLAN tunnel address yet and is on another subnet", dst, node)
 	}

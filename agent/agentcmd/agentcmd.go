@@ -67,7 +67,6 @@ other hosts join it.`,
 	p.StringVar(&f.health, "health-addr", "", `address of /liveness and /readiness (default 127.0.0.1:9099; "-" for none)`)
 	p.StringVar(&f.metrics, "metrics-addr", "", `address of /metrics (default 127.0.0.1:9091; "-" for none)`)
 	p.StringVar(&f.logFormat, "log-format", "text", "text or json")
-	p.StringVar(&f.logLevel, "log", "info", "error, warn, info or debug")
 	p.StringVar(&f.image, "node-image", "", "accepted and not used: the agent is this binary")
 	p.StringVar(&f.logDir, "log-dir", "", "accepted and not used: the agent logs to stderr")
 	p.StringVar(&f.init, "init-system", "", "accepted and not used")
@@ -119,6 +118,11 @@ func (f *flags) options(c *cobra.Command, version string) (agent.Options, []stri
 	var warnings []string
 	if o.Datastore, warnings, err = config.Load(path, os.Getenv); err != nil {
 		return o, nil, exit.New(exit.Input, "", err)
+	}
+	// The global --log-level is silent by default, which is right for a command and wrong for an agent.
+	f.logLevel = "info"
+	if p := c.Flag("log-level"); p != nil && p.Changed {
+		f.logLevel = p.Value.String()
 	}
 	if o.Log, err = f.logger(c.ErrOrStderr()); err != nil {
 		return o, nil, err
