@@ -2,11 +2,14 @@ package ctl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
 )
 
 func (a *app) datastoreCommand() *cobra.Command {
@@ -15,10 +18,20 @@ func (a *app) datastoreCommand() *cobra.Command {
 	migrate := &cobra.Command{Use: "migrate", Short: "Move the contents to another datastore"}
 	group(migrate)
 	migrate.AddCommand(
+		a.exportCommand(), a.importCommand(),
 		a.lockCommand("lock", "Lock the datastore: agents and CNI wait", "Datastore locked.", false),
 		a.lockCommand("unlock", "Unlock the datastore", "Datastore unlocked.", true),
 	)
-	c.AddCommand(migrate)
+	names := &cobra.Command{
+		Use:   "migrate-policy-names",
+		Short: "Store policies under their own names",
+		Long: `Store policies under their own names. Up to v3.31 Calico put "default." in front of
+the names of the default tier's policies. Both forms are read; this command may be
+repeated at any time.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.withStore(c.Context(), a.migratePolicyNames) },
+	}
+	c.AddCommand(migrate, names)
 	return c
 }
 
@@ -45,4 +58,65 @@ func (a *app) withStore(ctx context.Context, do func(ctx context.Context, store 
 	}
 	defer store.Close()
 	return do(ctx, store)
+}
+
+// migratePolicyNames moves policies from the key that begins with "default." to
+// that of their name, each in one step.
+func (a *app) migratePolicyNames(ctx context.Context, store datastore.Store) error {
+	migrated := 0
+	var failed []error
+	for _, name := range api.TieredKinds() {
+		kind, err := api.LookupKind(name)
+		if err != nil {
+			return err
+		}
+		entries, _, err := store.List(ctx, datastore.Query{Kind: kind.Name})
+		if err != nil {
+			return a.describe("get", kind.Name, fmt.Errorf("list %s: %w", kind.Name, err))
+		}
+		bar := a.progress(kind.Plural, len(entries))
+		for _, e := range entries {
+			moved, err := migratePolicy(ctx, store, kind, e)
+			switch {
+			case errors.Is(err, datastore.ErrUnavailable):
+				bar.end()
+				return a.describe("update", e.Key.Kind, err)
+			case err != nil:
+				failed = append(failed, err)
+			case moved:
+				migrated++
+			}
+			bar.add(1)
+		}
+		bar.end()
+	}
+	fmt.Fprintf(a.Stdout, "Policy name migration complete, migrated %d policies.\n", migrated)
+	if len(failed) > 0 {
+		return exit.New(exit.Code(ExitCode(failed[0])), "the others were migrated; remove one of the two, or repeat the command", fmt.Errorf("failed to migrate %d policies: %s", len(failed), bracketed(failed)))
+	}
+	return nil
+}
+
+func migratePolicy(ctx context.Context, store datastore.Store, kind api.Kind, e datastore.Entry) (bool, error) {
+	o, err := datastore.DecodeObject(kind, e)
+	if err != nil || o.Meta().Name == e.Key.Name {
+		return false, err
+	}
+	value, err := datastore.EncodeObject(o)
+	if err != nil {
+		return false, err
+	}
+	if value, err = api.MergeUnknown(e.Value, value, kind); err != nil {
+		return false, err
+	}
+	key := e.Key
+	key.Name = o.Meta().Name
+	_, err = datastore.Commit(ctx, store, []datastore.Op{
+		{Key: key, Value: value, If: datastore.Absent()},
+		{Key: e.Key, Delete: true, If: datastore.At(e.Rev)},
+	})
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", identifier(e.Key.Kind, e.Key.Namespace, e.Key.Name), err)
+	}
+	return true, nil
 }

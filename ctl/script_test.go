@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/manekinet/maneki/agentapi"
+	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config"
 	"github.com/manekinet/maneki/ctl"
 	"github.com/manekinet/maneki/datastore"
@@ -33,6 +34,7 @@ import (
 //	code N PROG ARGS  the program must end with exit code N
 //	store SAVE|SAME   remember the stored bytes; fail if they are others now
 //	put KIND NAME F   store the file's bytes under a key, as another program does
+//	newstore          go on with an empty store
 //	assign HOST POD N POOL  give a pod on a host N addresses
 //
 // $STDIN names the file to read standard input from. status.json, if it is
@@ -55,6 +57,7 @@ func TestScripts(t *testing.T) {
 			"store":          compareStore,
 			"put":            putRaw,
 			"assign":         assign,
+			"newstore":       newStore,
 		},
 	})
 }
@@ -195,7 +198,13 @@ func compareStore(ts *testscript.TestScript, neg bool, args []string) {
 
 func dump(ts *testscript.TestScript, s datastore.Store) string {
 	var b strings.Builder
-	for _, kind := range []string{"IPPool", "Node", "BGPPeer", "BGPConfiguration", "FelixConfiguration", "IPReservation", "Profile", "WorkloadEndpoint"} {
+	kinds := []string{datastore.KindIPAMBlock, datastore.KindBlockAffinity, datastore.KindIPAMHandle, datastore.KindIPAMConfig}
+	for _, k := range api.Kinds() {
+		if k.Name != "ClusterInformation" { // written by the first writing verb
+			kinds = append(kinds, k.Name)
+		}
+	}
+	for _, kind := range kinds {
 		entries, _, err := s.List(context.Background(), datastore.Query{Kind: kind})
 		ts.Check(err)
 		for _, e := range entries {
@@ -215,6 +224,13 @@ func putRaw(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	_, err := worldOf(ts).store.Put(context.Background(), key, []byte(strings.TrimSpace(ts.ReadFile(args[2]))), datastore.Always())
 	ts.Check(err)
+}
+
+func newStore(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: newstore")
+	}
+	worldOf(ts).store = memory.New()
 }
 
 func assign(ts *testscript.TestScript, neg bool, args []string) {

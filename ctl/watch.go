@@ -68,7 +68,7 @@ func (a *app) watch(ctx context.Context, g *getFlags, kind api.Kind, wanted []it
 	if w.print, err = watchPrinter(a.Stdout, g, kind, cells); err != nil {
 		return err
 	}
-	if kind.Name == "Profile" { // the one that nobody stores
+	if kind.Name == "Profile" && (w.names == nil || w.names[datastore.Key{Kind: kind.Name, Name: api.DefaultAllowProfile}]) { // the one that nobody stores
 		w.put(datastore.Key{Kind: kind.Name, Name: api.DefaultAllowProfile}, api.NewDefaultAllowProfile())
 	}
 	err = datastore.Follow(ctx, store, w.deliver, q)
@@ -92,9 +92,6 @@ func (w *watcher) deliver(b datastore.Batch) {
 		w.app.warn("the datastore is back")
 	}
 	for _, e := range b.Events {
-		if w.names != nil && !w.names[e.Entry.Key] {
-			continue
-		}
 		if e.Type == datastore.EventDelete {
 			w.remove(e.Entry.Key)
 			continue
@@ -103,6 +100,9 @@ func (w *watcher) deliver(b datastore.Batch) {
 		if err != nil {
 			w.app.warn(err.Error())
 			continue
+		}
+		if w.names != nil && !w.names[datastore.ObjectKey(o)] {
+			continue // a policy's key may not have its name
 		}
 		w.put(e.Entry.Key, o)
 	}
