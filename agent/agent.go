@@ -98,7 +98,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 		return err
 	}
 	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{RestartedRecently: restarted})
-	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse})
+	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse, Subnets: a.tables.connected})
 	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
 	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.follow
@@ -153,13 +153,23 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	if err := eps.Recover(ctx); err != nil {
 		a.opts.Log.Warn("some interrupted attachments could not be settled; they are tried again at the next start", "err", err)
 	}
+	drivers, err := a.listenDocker(eps)
+	if err != nil {
+		return err
+	}
 	server, err := cni.Listen(cni.Config{Socket: a.opts.RunDir + "/cni.sock", Endpoints: eps, Log: a.opts.Log.With("part", "cni")})
 	if err != nil {
+		if drivers != nil {
+			drivers.Close()
+		}
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return eps.Run(ctx) })
 	g.Go(func() error { return server.Serve(ctx) })
+	if drivers != nil {
+		g.Go(func() error { return a.serveDocker(ctx, drivers) })
+	}
 	a.pipe.ready()
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")

@@ -40,8 +40,9 @@ type tables struct {
 	handle  *netlink.Handle // this namespace's
 	devices []string        // names of the tunnel devices
 
-	mu    sync.Mutex
-	local map[netip.Addr]bool // addresses of the host itself
+	mu      sync.Mutex
+	local   map[netip.Addr]bool // addresses of the host itself
+	subnets []netip.Prefix      // that the host is connected to
 }
 
 // sysctlResync is short because the kernel announces only some parameters'
@@ -204,13 +205,17 @@ func (t *tables) links() ([]autodetect.Interface, int, error) {
 		return nil, 0, err
 	}
 	local := map[netip.Addr]bool{}
+	var subnets []netip.Prefix
 	for _, l := range all {
 		for _, p := range l.Addrs {
 			local[p.Addr()] = true
+			if !p.IsSingleIP() {
+				subnets = append(subnets, p)
+			}
 		}
 	}
 	t.mu.Lock()
-	t.local = local
+	t.local, t.subnets = local, subnets
 	t.mu.Unlock()
 	return detectable(all), links.HostMTU(all, regexp.MustCompile(links.MTUPattern)), nil
 }
@@ -223,6 +228,13 @@ func detectable(all []links.Interface) []autodetect.Interface {
 		out = append(out, autodetect.Interface{Name: l.Name, Up: l.Up, Addrs: l.Addrs})
 	}
 	return out
+}
+
+// connected are the subnets of the host's own addresses.
+func (t *tables) connected() []netip.Prefix {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.subnets
 }
 
 // inUse reports whether the kernel already has the address: the host's own, or

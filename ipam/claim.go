@@ -133,6 +133,7 @@ func (c *Client) claimOnce(ctx context.Context, k *cache, cidr netip.Prefix, a a
 		k.affine, k.blocks = map[netip.Prefix]affinityEntry{}, map[netip.Prefix]blockEntry{}
 	}
 	k.affine[cidr] = a
+	k.order = nil
 	k.rememberBlock(cidr, b)
 	return nil
 }
@@ -198,15 +199,12 @@ func (c *Client) claimFree(ctx context.Context, k *cache, st *settings, pools []
 				return p, cidr, err
 			}
 		}
-		blocks, corrupt, err := c.listBlocks(ctx)
+		stored, err := c.listEntries(ctx)
 		if err != nil {
 			return pool{}, netip.Prefix{}, err
 		}
 		k.taken = map[netip.Prefix]bool{}
-		for cidr := range blocks {
-			k.taken[cidr] = true
-		}
-		for cidr := range corrupt {
+		for cidr := range stored {
 			k.taken[cidr] = true
 		}
 		p, cidr, err := c.claimUnlisted(ctx, k, st, pools, host)
@@ -214,7 +212,7 @@ func (c *Client) claimFree(ctx context.Context, k *cache, st *settings, pools []
 			continue
 		}
 		if errors.Is(err, errNoBlocks) {
-			p, cidr, err = c.claimListed(ctx, k, st, pools, host, blocks)
+			p, cidr, err = c.claimListed(ctx, k, st, pools, host, stored)
 		}
 		if errors.Is(err, errNoBlocks) {
 			k.taken = nil // a block that goes away is to be found the next time
@@ -232,7 +230,7 @@ var errGuess = fmt.Errorf("%w: the listing is stale", errNoBlocks)
 func (c *Client) claimUnlisted(ctx context.Context, k *cache, st *settings, pools []pool, host string) (pool, netip.Prefix, error) {
 	guesses := 0
 	for _, p := range pools {
-		odd := oddBlocks(k.taken, p)
+		odd := append(oddBlocks(k.taken, p), c.connected(p.cidr)...)
 		for cidr := range newWalk(p.cidr, p.blockBits, host, c.now()).blocks(st.covered) {
 			if k.taken[cidr] || slices.ContainsFunc(odd, cidr.Overlaps) {
 				continue
@@ -255,6 +253,20 @@ func (c *Client) claimUnlisted(ctx context.Context, k *cache, st *settings, pool
 	return pool{}, netip.Prefix{}, errNoBlocks
 }
 
+// connected are this machine's subnets that reach into the pool.
+func (c *Client) connected(pool netip.Prefix) []netip.Prefix {
+	if c.subnets == nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, s := range c.subnets() {
+		if s.Overlaps(pool) && s.Bits() > pool.Bits() {
+			out = append(out, s.Masked())
+		}
+	}
+	return out
+}
+
 // oddBlocks are the blocks inside p, or around parts of it, that are not of its
 // size: remains of an earlier pool, which no new block may overlap.
 func oddBlocks(taken map[netip.Prefix]bool, p pool) []netip.Prefix {
@@ -269,9 +281,10 @@ func oddBlocks(taken map[netip.Prefix]bool, p pool) []netip.Prefix {
 
 // claimListed claims a block among those that exist: the owner's own with space
 // that no affinity mentions, or else an empty one of somebody else.
-func (c *Client) claimListed(ctx context.Context, k *cache, st *settings, pools []pool, host string, blocks map[netip.Prefix]blockEntry) (pool, netip.Prefix, error) {
+func (c *Client) claimListed(ctx context.Context, k *cache, st *settings, pools []pool, host string, stored storedBlocks) (pool, netip.Prefix, error) {
 	for _, p := range pools {
-		cidrs := slices.DeleteFunc(slices.Collect(maps.Keys(blocks)), func(cidr netip.Prefix) bool { return !p.holds(cidr) })
+		blocks, _ := c.decode(stored, p.holds)
+		cidrs := slices.Collect(maps.Keys(blocks))
 		newWalk(p.cidr, p.blockBits, host, c.now()).sort(cidrs)
 		for _, adopt := range []bool{true, false} {
 			for _, cidr := range cidrs {

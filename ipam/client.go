@@ -44,23 +44,30 @@ type Options struct {
 	// InUse reports that this machine's kernel already uses an address, which
 	// is then passed over; nil: none is.
 	InUse func(netip.Addr) bool
+	// Subnets are those that this machine is connected to. A block that overlaps
+	// one is not claimed: its blackhole route would be more specific than the
+	// subnet's own and cut the machine off from its neighbours. Where a subnet
+	// holds a whole pool somebody has meant that, and it does not count; nil:
+	// there are none.
+	Subnets func() []netip.Prefix
 }
 
 // Client assigns and releases addresses in one datastore. Its methods are safe
 // for concurrent use; each reads what it needs. For the requests of one host
 // use a Host, which reads nothing in the common case.
 type Client struct {
-	store datastore.Store
-	txn   bool // the store is a Transactor
-	log   *slog.Logger
-	now   func() time.Time
-	inUse func(netip.Addr) bool
+	store   datastore.Store
+	txn     bool // the store is a Transactor
+	log     *slog.Logger
+	now     func() time.Time
+	inUse   func(netip.Addr) bool
+	subnets func() []netip.Prefix
 }
 
 // New returns a Client of the store.
 func New(s datastore.Store, o Options) *Client {
 	_, txn := s.(datastore.Transactor)
-	c := &Client{store: s, txn: txn, log: o.Log, now: o.Now, inUse: o.InUse}
+	c := &Client{store: s, txn: txn, log: o.Log, now: o.Now, inUse: o.InUse, subnets: o.Subnets}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
