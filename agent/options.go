@@ -8,11 +8,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config"
+	"github.com/manekinet/maneki/docker"
 )
 
 // Errors by which a caller can choose an exit code.
@@ -67,6 +69,8 @@ type Options struct {
 	MetricsAddr         string
 	AutodetectInterval  time.Duration // 0 means 60 s
 	SkipEndpointRecover bool          // tests only
+	Docker              string        // DockerAuto (also when empty), DockerOn or DockerOff
+	DockerScope         string        // of the Docker networks: auto (also when empty), local or global
 }
 
 // PoolOptions shape one default pool; CIDR "none" creates none.
@@ -224,6 +228,19 @@ func (o *Options) resolve() error {
 	set(&o.InterfacePrefix, "cali")
 	set(&o.HealthAddr, "127.0.0.1:9099")
 	set(&o.MetricsAddr, "127.0.0.1:9091")
+	set(&o.Docker, DockerAuto)
+	set(&o.DockerScope, string(docker.ScopeAuto))
+	for _, c := range []struct {
+		option, value string
+		allowed       []string
+	}{
+		{"docker", o.Docker, []string{DockerAuto, DockerOn, DockerOff}},
+		{"docker-scope", o.DockerScope, []string{string(docker.ScopeAuto), string(docker.ScopeLocal), string(docker.ScopeGlobal)}},
+	} {
+		if !slices.Contains(c.allowed, c.value) {
+			return refuse(ErrBadOption, "%s is %q; allowed: %s", c.option, c.value, strings.Join(c.allowed, ", "))
+		}
+	}
 	if o.Connect == 0 {
 		o.Connect = 10 * time.Second
 	}

@@ -214,7 +214,7 @@ func (m *Manager) complete(ctx context.Context, wep *api.WorkloadEndpoint, in *i
 func (m *Manager) createPair(ctx context.Context, a *attachment) (*inside, error) {
 	p := pair{
 		hostName: a.hostName, ifName: a.IfName, mac: a.mac(), mtu: a.MTU, alias: a.alias(),
-		v4: a.v4, v6: a.v6, forwarding: a.AllowForwarding,
+		v4: a.v4, v6: a.v6, forwarding: a.AllowForwarding, linkLocal: gateway6,
 	}
 	in, err := m.host.createPair(a.Netns, p)
 	if !errors.Is(err, errNameTaken) {

@@ -11,7 +11,7 @@ import (
 	"github.com/manekinet/maneki/endpoint/pending"
 )
 
-// Detach removes an attachment: the pair, the routes, the endpoint, the addresses. What is not there is no error. When
+// Detach removes an attachment: the routes, the pair, the endpoint, the addresses. What is not there is no error. When
 // the datastore does not answer, the container's side is removed now and the rest later (Run), and Detach succeeds.
 func (m *Manager) Detach(ctx context.Context, id ID) error {
 	unlock, err := m.locks.lock(ctx, id.hostName(m.Prefix))
@@ -44,20 +44,21 @@ func (m *Manager) detach(ctx context.Context, id ID) error {
 	if err != nil && !errors.Is(err, datastore.ErrNotFound) {
 		return err
 	}
-	if err == nil && stored.Spec.ContainerID == id.ContainerID {
+	if err == nil && (id.Port != "" || stored.Spec.ContainerID == id.ContainerID) {
 		own = stored
 	} else if err == nil {
 		stored = nil // a pod's newer sandbox has taken the endpoint over: only the old address is left to give back
 		return m.release(ctx, id, stored)
 	}
-	if err := m.removePair(ctx, id, own); err != nil {
-		return err
-	}
-	m.Step(StepPairGone)
+	// Routes first: while they are wanted, their table would try to put them on an interface that is no more.
 	if err := m.Sink.Remove(ctx, own.Namespace, own.Name); err != nil {
 		return fmt.Errorf("remove routes: %w", err)
 	}
 	m.Step(StepRoutesGone)
+	if err := m.removePair(ctx, id, own); err != nil {
+		return err
+	}
+	m.Step(StepPairGone)
 	if err := m.deleteEndpoint(ctx, stored); err != nil {
 		return err
 	}
@@ -104,6 +105,9 @@ func (m *Manager) deleteEndpoint(ctx context.Context, w *api.WorkloadEndpoint) e
 
 // release gives the addresses back. stored is the endpoint that was there, or nil.
 func (m *Manager) release(ctx context.Context, id ID, stored *api.WorkloadEndpoint) error {
+	if id.Port != "" {
+		return nil // its addresses are the caller's (Port.Addrs)
+	}
 	freed, err := m.IPAM.ReleaseByHandle(ctx, id.handle())
 	if err != nil {
 		return fmt.Errorf("release address: %w", err)

@@ -15,8 +15,9 @@ import (
 
 // Orchestrators, as WorkloadEndpointSpec.Orchestrator spells them (spec/calico.md §1.5).
 const (
-	OrchestratorCNI = "cni"
-	OrchestratorK8s = "k8s"
+	OrchestratorCNI        = "cni"
+	OrchestratorK8s        = "k8s"
+	OrchestratorLibnetwork = "libnetwork"
 )
 
 // primary is the name of a container's first interface. Names of the first follow Calico's scheme, which knows one
@@ -39,6 +40,9 @@ type ID struct {
 	IfName      string `json:"ifName"`              // inside the container
 	Namespace   string `json:"namespace,omitempty"` // of the WorkloadEndpoint; empty means "default"
 	Pod         string `json:"pod,omitempty"`       // set for a Kubernetes pod: the endpoint is named after it
+
+	// Port is set for a Port, whose endpoint is named after it; the other fields are then those of portID.
+	Port string `json:"port,omitempty"`
 }
 
 // Spec is an attachment with everything that the container's side wants.
@@ -102,6 +106,9 @@ func (id ID) firstHandle() string { return id.Network + "." + id.ContainerID }
 
 // alias marks the host's interface as this attachment's.
 func (id ID) alias() string {
+	if id.Port != "" {
+		return aliasPrefix + id.Network + "/" + id.Port
+	}
 	s := aliasPrefix + id.Network + "/" + id.ContainerID + "/" + id.IfName
 	if len(s) > maxAlias { // a container ID may be of any length
 		sum := sha1.Sum([]byte(s)) //nolint:gosec // as above
@@ -115,6 +122,8 @@ func (id ID) alias() string {
 func (id ID) hostName(prefix string) string {
 	tail := id.ContainerID
 	switch {
+	case id.Port != "":
+		tail = id.Port
 	case id.Pod != "" && id.IfName == primary:
 		tail = hexSHA1(id.namespace() + "." + id.Pod)
 	case id.Pod != "":
@@ -137,6 +146,13 @@ func hexSHA1(s string) string {
 func (id ID) endpoint(node, hostName string) *api.WorkloadEndpoint {
 	w := &api.WorkloadEndpoint{}
 	w.Namespace = id.namespace()
+	if id.Port != "" {
+		w.Spec = api.WorkloadEndpointSpec{
+			Orchestrator: OrchestratorLibnetwork, Workload: OrchestratorLibnetwork, Node: node, Endpoint: id.Port, InterfaceName: hostName,
+		}
+		w.Default()
+		return w
+	}
 	w.Annotations = map[string]string{AnnotationNetwork: id.Network}
 	w.Spec = api.WorkloadEndpointSpec{
 		Orchestrator: OrchestratorCNI, Node: node, ContainerID: id.ContainerID, Endpoint: id.IfName, InterfaceName: hostName,
@@ -181,11 +197,11 @@ func idOf(w *api.WorkloadEndpoint, network string) ID {
 }
 
 func fromRecord(r pending.Record) ID {
-	return ID{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Namespace: r.Namespace, Pod: r.Pod}
+	return ID{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Namespace: r.Namespace, Pod: r.Pod, Port: r.Port}
 }
 
 func (id ID) record() pending.Record {
-	return pending.Record{Network: id.Network, ContainerID: id.ContainerID, IfName: id.IfName, Namespace: id.Namespace, Pod: id.Pod}
+	return pending.Record{Network: id.Network, ContainerID: id.ContainerID, IfName: id.IfName, Namespace: id.Namespace, Pod: id.Pod, Port: id.Port}
 }
 
 // families reports the families that the attachment will have.

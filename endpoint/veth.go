@@ -48,7 +48,8 @@ type pair struct {
 	mtu              int
 	alias            string
 	v4, v6           bool
-	forwarding       bool // let the container forward packets
+	forwarding       bool       // let the container forward packets
+	linkLocal        netip.Addr // IPv6 address of the host's end
 }
 
 // inside is the container's end of a pair: its index and a netlink socket in its namespace.
@@ -174,7 +175,7 @@ func (h *host) bringUp(index int, p pair) error {
 		if !p.v6 {
 			return nil
 		}
-		return addAddress(nl, end, netip.PrefixFrom(gateway6, 64))
+		return addAddress(nl, end, netip.PrefixFrom(p.linkLocal, 64))
 	})
 }
 

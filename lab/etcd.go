@@ -48,7 +48,7 @@ func (l *Lab) etcdArgs(host string) []string {
 	for _, h := range l.cfg.Topology.Etcd.Hosts {
 		cluster = append(cluster, fmt.Sprintf("%s=%s", h, l.peerURL(h)))
 	}
-	return []string{
+	return append([]string{
 		"--name", host,
 		"--data-dir", "/var/lib/etcd/" + host,
 		"--listen-client-urls", fmt.Sprintf("%s,http://127.0.0.1:%d", l.etcdURL(host), etcdPort),
@@ -58,7 +58,7 @@ func (l *Lab) etcdArgs(host string) []string {
 		"--initial-cluster", strings.Join(cluster, ","),
 		"--initial-cluster-state", "new",
 		"--initial-cluster-token", l.cfg.Name,
-	}
+	}, l.cfg.Topology.Etcd.Args...)
 }
 
 func (l *Lab) peerURL(host string) string {

@@ -66,6 +66,9 @@ type Etcd struct {
 	// etcd binary found in PATH runs on each of Hosts); empty means embedded.
 	Mode  string   `json:"mode,omitempty"`
 	Hosts []string `json:"hosts,omitempty"`
+	// Args are added to the command line of each external etcd, such as
+	// --enable-v2=true for a dockerd with a cluster store.
+	Args []string `json:"args,omitempty"`
 }
 
 // Container is attached when the lab comes up.
@@ -442,6 +445,9 @@ func (t Topology) checkEtcd() error {
 			return fmt.Errorf("topology: field etcd.hosts: not allowed with mode %s, the first host (%s) runs it",
 				EtcdEmbedded, t.Hosts[0].Name)
 		}
+		if len(t.Etcd.Args) > 0 {
+			return fmt.Errorf("topology: field etcd.args: not allowed with mode %s", EtcdEmbedded)
+		}
 		if t.Hosts[0].Agent == AgentManual {
 			return fmt.Errorf("topology: field hosts[0].agent: %q is not allowed for the host of the embedded etcd", AgentManual)
 		}
@@ -452,6 +458,11 @@ func (t Topology) checkEtcd() error {
 	}
 	if len(t.Etcd.Hosts) == 0 {
 		return fmt.Errorf("topology: field etcd.hosts: empty, want at least one of: %s", strings.Join(t.hostNames(), ", "))
+	}
+	for i, a := range t.Etcd.Args {
+		if strings.Contains(a, "\x00") {
+			return fmt.Errorf("topology: field etcd.args[%d]: %q holds a zero byte", i, a)
+		}
 	}
 	for i, name := range t.Etcd.Hosts {
 		field := fmt.Sprintf("etcd.hosts[%d]", i)

@@ -29,6 +29,7 @@ type flags struct {
 	stateDir, runDir                            string
 	etcdListen                                  []string
 	noPools                                     bool
+	docker, dockerScope                         string
 	labels                                      map[string]string
 
 	// Accepted for calicoctl's sake: there is no image to run and no log
@@ -66,6 +67,8 @@ other hosts join it.`,
 	p.StringVar(&f.runDir, "run-dir", "", "directory of the sockets (default /run/maneki)")
 	p.StringVar(&f.health, "health-addr", "", `address of /liveness and /readiness (default 127.0.0.1:9099; "-" for none)`)
 	p.StringVar(&f.metrics, "metrics-addr", "", `address of /metrics (default 127.0.0.1:9091; "-" for none)`)
+	p.StringVar(&f.docker, "docker", "", "serve Docker's network and IPAM drivers: auto (where Docker's directories are), on or off")
+	p.StringVar(&f.dockerScope, "docker-scope", "", "scope of Docker networks: auto (global where dockerd has a cluster store), local or global")
 	p.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	p.StringVar(&f.image, "node-image", "", "accepted and not used: the agent is this binary")
 	p.StringVar(&f.logDir, "log-dir", "", "accepted and not used: the agent logs to stderr")
@@ -133,6 +136,7 @@ func (f *flags) options(c *cobra.Command, version string) (agent.Options, []stri
 	}{
 		{&o.Node, f.name}, {&o.IP, f.ip}, {&o.IP6, f.ip6}, {&o.Method, f.method}, {&o.Method6, f.method6},
 		{&o.StateDir, f.stateDir}, {&o.RunDir, f.runDir}, {&o.HealthAddr, f.health}, {&o.MetricsAddr, f.metrics},
+		{&o.Docker, f.docker}, {&o.DockerScope, f.dockerScope},
 	} {
 		if s.flag != "" {
 			*s.to = s.flag

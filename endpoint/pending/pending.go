@@ -38,6 +38,9 @@ type Record struct {
 	// Pod is set for a Kubernetes pod, whose endpoint is named after it. Namespace is empty for "default".
 	Namespace string `json:"namespace,omitempty"`
 	Pod       string `json:"pod,omitempty"`
+
+	// Port is set for an interface that Docker puts in place, whose endpoint is named after it.
+	Port string `json:"port,omitempty"`
 }
 
 // file is the record's name in the directory: the same attachment has the same name, so that a deletion that is
@@ -47,6 +50,9 @@ func (r Record) file() string {
 	for _, s := range []string{r.Network, r.ContainerID, r.IfName, r.Namespace, r.Pod} {
 		_, _ = h.Write([]byte(s))
 		_, _ = h.Write([]byte{0}) // none of them can hold a zero byte
+	}
+	if r.Port != "" {
+		_, _ = h.Write([]byte(r.Port))
 	}
 	return fmt.Sprintf("%x%s", h.Sum(nil), suffix)
 }

@@ -35,6 +35,7 @@ func rows() []string {
 		"calc",
 		"endpoint",
 		"cni",
+		"docker",
 		"agent",
 		"lab",
 		"ctl",

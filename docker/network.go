@@ -1,0 +1,369 @@
+package docker
+
+import (
+	"context"
+	"crypto/sha1" //nolint:gosec // names, not a secret
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/endpoint"
+)
+
+// Names of what Docker says of a network.
+const (
+	optionsKey = "com.docker.network.generic" // what -o says
+	ipv6Key    = "com.docker.network.enable_ipv6"
+)
+
+// optNetwork, given by -o, names the network for the cluster. Networks of that name on several hosts are one, whatever
+// Docker calls them.
+const optNetwork = "maneki.network"
+
+// annotationNetworkID is what Calico notes on the pool of a network (spec/calico.md §8).
+const annotationNetworkID = "org.projectcalico.label.network.ID"
+
+// labelPrefix begins the container labels that Calico knows; they are endpoint labels without it.
+const labelPrefix = "org.projectcalico.label."
+
+func (s *Server) networkCalls() map[string]call {
+	return map[string]call{
+		"NetworkDriver.GetCapabilities":  method(s.capabilities),
+		"NetworkDriver.CreateNetwork":    method(s.createNetwork),
+		"NetworkDriver.DeleteNetwork":    method(s.deleteNetwork),
+		"NetworkDriver.CreateEndpoint":   method(s.createEndpoint),
+		"NetworkDriver.DeleteEndpoint":   method(s.deleteEndpoint),
+		"NetworkDriver.Join":             method(s.join),
+		"NetworkDriver.Leave":            method(s.leave),
+		"NetworkDriver.EndpointOperInfo": fixed(operInfo{Value: map[string]string{}}),
+		// The cluster is found through the datastore, not by Docker.
+		"NetworkDriver.DiscoverNew":    fixed(none{}),
+		"NetworkDriver.DiscoverDelete": fixed(none{}),
+
+		"NetworkDriver.ProgramExternalConnectivity": method(s.programExternal),
+		"NetworkDriver.RevokeExternalConnectivity":  fixed(none{}),
+	}
+}
+
+func (s *Server) capabilities(ctx context.Context, _ none) (networkCapabilities, error) {
+	scope := s.Scope
+	if scope == ScopeAuto {
+		scope = ScopeLocal
+		if hasClusterStore(peer(ctx)) {
+			scope = ScopeGlobal
+		}
+	}
+	return networkCapabilities{Scope: scope, ConnectivityScope: ScopeGlobal}, nil
+}
+
+// checkID refuses an ID that could not be a file's name.
+func checkID(what, id string) error {
+	ok := len(id) >= 12 && len(id) <= 128
+	for _, c := range []byte(id) {
+		ok = ok && (c >= '0' && c <= '9' || c >= 'a' && c <= 'z')
+	}
+	if !ok {
+		return fmt.Errorf("%s %q: 12 to 128 lower-case letters and digits are allowed", what, id)
+	}
+	return nil
+}
+
+// createNetwork checks a network and remembers it.
+func (s *Server) createNetwork(ctx context.Context, q networkRequest) (none, error) {
+	if err := checkID("network ID", q.NetworkID); err != nil {
+		return none{}, err
+	}
+	w := network{ID: q.NetworkID}
+	options := map[string]string{}
+	for k, v := range q.Options {
+		switch k {
+		case ipv6Key:
+		case optionsKey:
+			if err := json.Unmarshal(v, &options); err != nil {
+				return none{}, fmt.Errorf("options %s cannot be read: %w", v, err)
+			}
+		default:
+			return none{}, fmt.Errorf("Calico driver does not support the flag %s", strings.TrimPrefix(k, "com.docker.network.")) //nolint:staticcheck // Calico's words
+		}
+	}
+	for k, v := range options {
+		if k != optNetwork {
+			return none{}, fmt.Errorf("-o %s is not known; allowed: %s=NAME", k, optNetwork)
+		}
+		if v == "" || profileName(v) != v {
+			return none{}, fmt.Errorf("-o %s=%s: up to %d lower-case letters, digits, '-' and '.' are allowed", k, v, maxProfileName)
+		}
+		w.Name = v
+	}
+	for _, d := range append(q.IPv4Data, q.IPv6Data...) {
+		if d.Gateway != noGateway4 && d.Gateway != noGateway6 {
+			return none{}, fmt.Errorf("a network of this driver needs --ipam-driver maneki-ipam (or calico-ipam); Docker's gave it the gateway %s", d.Gateway)
+		}
+		for name, text := range d.AuxAddresses {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return none{}, fmt.Errorf("--aux-address %s=%s is not an address", name, text)
+			}
+			w.Reserved = append(w.Reserved, p.Addr())
+		}
+		if err := s.annotate(ctx, d.Pool, q.NetworkID); err != nil {
+			return none{}, err
+		}
+	}
+	if err := s.networks.put(w); err != nil {
+		return none{}, err
+	}
+	s.Log.Info("Docker network created", "network", q.NetworkID, "name", w.Name)
+	return none{}, nil
+}
+
+// annotate notes the network on the pool that it was given by name, as Calico does; id empty removes the note.
+func (s *Server) annotate(ctx context.Context, cidr, id string) error {
+	want, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		return fmt.Errorf("pool %q is not a CIDR", cidr)
+	}
+	if want.Bits() == 0 {
+		return nil
+	}
+	pools := datastore.For[api.IPPool](s.Store)
+	all, _, _, err := pools.List(ctx, "")
+	if err != nil {
+		return fmt.Errorf("list pools: %w", err)
+	}
+	for _, p := range all {
+		if c, ok := p.Prefix(); !ok || c != want.Masked() {
+			continue
+		}
+		_, err := pools.Modify(ctx, "", p.Name, func(p *api.IPPool) error {
+			if p.Annotations == nil {
+				p.Annotations = map[string]string{}
+			}
+			p.Annotations[annotationNetworkID] = id
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("annotate pool %s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+// deleteNetwork forgets a network. Its profile stays: policy may refer to it, and other hosts may use it.
+func (s *Server) deleteNetwork(ctx context.Context, q networkRef) (none, error) {
+	if err := checkID("network ID", q.NetworkID); err != nil {
+		return none{}, err
+	}
+	pools := datastore.For[api.IPPool](s.Store)
+	all, _, _, err := pools.List(ctx, "")
+	if err != nil {
+		return none{}, fmt.Errorf("list pools: %w", err)
+	}
+	for _, p := range all {
+		if p.Annotations[annotationNetworkID] != q.NetworkID {
+			continue
+		}
+		_, err := pools.Modify(ctx, "", p.Name, func(p *api.IPPool) error {
+			if p.Annotations[annotationNetworkID] == q.NetworkID {
+				delete(p.Annotations, annotationNetworkID)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
+			return none{}, fmt.Errorf("annotate pool %s: %w", p.Name, err)
+		}
+	}
+	return none{}, s.networks.remove(q.NetworkID)
+}
+
+// profile is the name of a network's profile. The name that was given at CreateNetwork wins over Docker's; a network
+// of which neither can be found out is known by its ID.
+func (s *Server) profile(ctx context.Context, id string) (string, error) {
+	w, _, err := s.networks.get(id)
+	if err != nil {
+		return "", err
+	}
+	if w.Name != "" {
+		return profileName(w.Name), nil
+	}
+	name, err := s.engine.networkName(ctx, id)
+	if err != nil || name == "" {
+		s.Log.Warn("Docker does not say the network's name: its profile is named after the ID", "network", id, "err", err)
+		return "docker-" + id[:12], nil
+	}
+	w.Name = name
+	return profileName(name), s.networks.put(w)
+}
+
+// maxProfileName leaves room: a profile's name is a label's key as well, of at most 63 characters.
+const maxProfileName = 56
+
+// profileName makes a name that a profile may have. A name that had to be changed gets a mark, so that two names do
+// not become one.
+func profileName(name string) string {
+	clean := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(name))
+	clean = strings.ReplaceAll(clean, "..", "-")
+	clean = strings.Trim(clean[:min(len(clean), maxProfileName)], "-.")
+	if clean == name {
+		return name
+	}
+	sum := sha1.Sum([]byte(name)) //nolint:gosec // as above
+	return strings.TrimLeft(clean[:min(len(clean), maxProfileName-7)]+"-"+hex.EncodeToString(sum[:3]), "-")
+}
+
+// createEndpoint makes the port of a container that is about to start.
+func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpointAnswer, err error) {
+	if err := errors.Join(checkID("network ID", q.NetworkID), checkID("endpoint ID", q.EndpointID)); err != nil {
+		return a, err
+	}
+	if q.Interface == nil {
+		return a, errors.New("interface is missing: the addresses must come from maneki-ipam or calico-ipam")
+	}
+	p := endpoint.Port{ID: q.EndpointID, Annotations: map[string]string{endpoint.AnnotationDockerNetwork: q.NetworkID}}
+	for _, text := range []string{q.Interface.Address, q.Interface.AddressIPv6} {
+		if text == "" {
+			continue
+		}
+		addr, err := netip.ParsePrefix(text)
+		if err != nil || !addr.IsSingleIP() {
+			return a, fmt.Errorf("address %q is not a single one: it must come from maneki-ipam or calico-ipam", text)
+		}
+		if err := s.own(ctx, addr.Addr()); err != nil {
+			return a, err
+		}
+		p.Addrs = append(p.Addrs, addr.Addr())
+	}
+	if q.Interface.MacAddress != "" {
+		if p.MAC, err = net.ParseMAC(q.Interface.MacAddress); err != nil {
+			return a, fmt.Errorf("--mac-address: %w", err)
+		}
+	} else {
+		a.Interface.MacAddress = containerMAC
+	}
+	if p.Network, err = s.profile(ctx, q.NetworkID); err != nil {
+		return a, err
+	}
+	return a, s.Endpoints.AttachPort(ctx, p)
+}
+
+// containerMAC is every container's hardware address unless --mac-address says another.
+const containerMAC = "ee:ee:ee:ee:ee:ee"
+
+// own checks that an address was assigned to Docker on this host.
+func (s *Server) own(ctx context.Context, addr netip.Addr) error {
+	held, err := s.IPAM.Client().Lookup(ctx, addr)
+	if err != nil {
+		return fmt.Errorf("address %s: %w", addr, err)
+	}
+	if !strings.HasPrefix(held.Handle, handlePrefix) || held.Node != s.Node {
+		return fmt.Errorf("address %s is not assigned to Docker on this host", addr)
+	}
+	return nil
+}
+
+func (s *Server) deleteEndpoint(ctx context.Context, q endpointRef) (none, error) {
+	return none{}, s.Endpoints.DetachPort(ctx, q.EndpointID)
+}
+
+// join tells dockerd which interface to put into the container, and how.
+func (s *Server) join(ctx context.Context, q joinRequest) (joinAnswer, error) {
+	if err := errors.Join(checkID("network ID", q.NetworkID), checkID("endpoint ID", q.EndpointID)); err != nil {
+		return joinAnswer{}, err
+	}
+	info, err := s.Endpoints.OpenPort(ctx, q.EndpointID)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	// The gateway service is Docker's bridge that would give the container a second way out.
+	a := joinAnswer{InterfaceName: interfaceName{SrcName: info.Interface, DstPrefix: "cali"}, DisableGatewayService: true}
+	if info.Gateway4.IsValid() {
+		a.Gateway = info.Gateway4.String()
+		// The gateway is in no subnet of the container's, so it has to be told that it is on the link.
+		a.StaticRoutes = []staticRoute{{Destination: netip.PrefixFrom(info.Gateway4, 32).String(), RouteType: routeOnLink}}
+	}
+	if info.Gateway6.IsValid() {
+		a.GatewayIPv6 = info.Gateway6.String()
+	}
+	s.sandboxes.put(q.EndpointID, q.SandboxKey)
+	s.background.Go(func() { s.label(q.NetworkID, q.EndpointID) })
+	return a, nil
+}
+
+// programExternal comes when the interface is in the container, and before the container's program starts. Published
+// ports are not served: the container is reached by its own address.
+func (s *Server) programExternal(ctx context.Context, q externalRequest) (none, error) {
+	if len(q.Options.PortMap) > 0 {
+		s.Log.Warn("published ports are not served: the container is reached by its own address", "endpoint", q.EndpointID)
+	}
+	path := s.sandboxes.take(q.EndpointID)
+	if path == "" {
+		return none{}, nil
+	}
+	netns, err := os.Open(path)
+	if err != nil {
+		s.Log.Debug("sandbox cannot be opened here; the container will ask for its gateway", "err", err)
+		return none{}, nil
+	}
+	defer netns.Close()
+	return none{}, s.Endpoints.SettlePort(ctx, q.EndpointID, netns)
+}
+
+// leave removes the interface, which dockerd has moved back, or whose container is gone.
+func (s *Server) leave(ctx context.Context, q endpointRef) (none, error) {
+	s.sandboxes.take(q.EndpointID)
+	return none{}, s.Endpoints.ClosePort(ctx, q.EndpointID)
+}
+
+// label gives an endpoint the labels of its container. Docker shows a container's endpoints when it has started, so
+// this is asked for again and again.
+func (s *Server) label(networkID, endpointID string) {
+	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
+	defer cancel()
+	var last error
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			if s.life.Err() == nil {
+				s.Log.Warn("container's labels not found in time", "endpoint", endpointID, "err", last)
+			}
+			return
+		case <-time.After(wait):
+		}
+		c, err := s.engine.containerOf(ctx, networkID, endpointID)
+		if err == nil {
+			err = s.Endpoints.LabelPort(ctx, endpointID, endpointLabels(c.Labels))
+			if err == nil || errors.Is(err, datastore.ErrNotFound) { // gone already
+				return
+			}
+		}
+		last = err
+	}
+}
+
+// endpointLabels are the labels of a container that an endpoint can have: those with Calico's prefix without it, which
+// win, and all others as they are. What is no label by Kubernetes' rules (Docker allows anything) is left out.
+func endpointLabels(labels map[string]string) map[string]string {
+	out := map[string]string{}
+	for _, calico := range []bool{false, true} {
+		for k, v := range labels {
+			short, ok := strings.CutPrefix(k, labelPrefix)
+			if ok == calico && api.ValidLabelKey(short) && api.ValidLabelValue(v) {
+				out[short] = v
+			}
+		}
+	}
+	return out
+}
