@@ -27,6 +27,7 @@ func rows() []string {
 		"config",
 		"ipam",
 		"resource",
+		"convert",
 		"autodetect",
 		"desired",
 		"reconcile",
