@@ -237,7 +237,7 @@ containers: [{name: c1, host: h1, namespace: prod, labels: {app: web}}]
 `)
 	status := run("status")
 	for _, want := range []string{
-		`(?m)^h1 +net1 +172.18.0.11/24 +pid \d+ +ready$`, `(?m)^h2 .*ready$`, `(?m)^h3 .* - +no agent$`,
+		`(?m)^h1 +net1 +172.18.0.11/24 +pid \d+ +1/2 up +ready$`, `(?m)^h2 .*ready$`, `(?m)^h3 .* - +- +no agent$`,
 		`(?m)^c1 +h1 +10.201.1.\d+ +prod +app=web +running$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(status) {

@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/lab/labcmd"
 )
@@ -82,6 +84,11 @@ func runNode(_ *cobra.Command, args []string) error {
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"health":"true"}`)
 	})}
+	api, err := serveStatus()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
 	failed := make(chan error, len(addrs))
 	for _, a := range addrs {
 		ln, err := net.Listen("tcp", a)
@@ -96,6 +103,23 @@ func runNode(_ *cobra.Command, args []string) error {
 	case err := <-failed:
 		return err
 	}
+}
+
+// serveStatus answers on the agent's socket as an agent with two peers does.
+func serveStatus() (*http.Server, error) {
+	ln, err := net.Listen("unix", agentapi.DefaultSocket)
+	if err != nil {
+		return nil, err
+	}
+	status, err := json.Marshal(agentapi.Status{BGP: "running", Peers: []agentapi.BGPPeer{{State: "Established"}, {State: "Active"}}})
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(status) })
+	srv := &http.Server{Handler: mux}
+	go func() { _ = srv.Serve(ln) }() // ends with the process
+	return srv, nil
 }
 
 // installCNI puts ptp in place under the name of our plugin.

@@ -82,7 +82,12 @@ type pinger struct {
 	result PingResult
 	all    chan struct{} // closed when every packet has its answer
 	closed bool
+	ended  bool // nothing more is sent
 }
+
+// interruptWait bounds how long an interrupted ping waits for packets that are
+// on their way.
+const interruptWait = 200 * time.Millisecond
 
 // icmpFamily is what differs between ICMP (RFC 792) and ICMPv6 (RFC 4443).
 type icmpFamily struct {
@@ -221,25 +226,38 @@ func reason(err error) string {
 	return strings.ToUpper(text[:1]) + text[1:]
 }
 
-// await waits for the answers to the last packets.
+// await waits for the answers to the last packets. After an interruption it
+// waits for those that are on their way only, so that the packet sent last does
+// not count as lost.
 func (p *pinger) await(ctx context.Context) {
-	if ctx.Err() != nil {
-		return
+	wait := p.opts.Wait
+	interrupted := ctx.Err() != nil
+	if interrupted {
+		wait = min(wait, interruptWait)
 	}
 	p.mu.Lock()
+	p.ended = true
 	p.checkAll()
 	p.mu.Unlock()
+	last := time.NewTimer(wait)
+	defer last.Stop()
+	if interrupted {
+		select {
+		case <-p.all:
+		case <-last.C:
+		}
+		return
+	}
 	select {
 	case <-p.all:
 	case <-ctx.Done():
-	case <-time.After(p.opts.Wait):
+	case <-last.C:
 	}
 }
 
 // checkAll closes p.all when nothing more can come; p.mu is held.
 func (p *pinger) checkAll() {
-	done := p.opts.Count != 0 && p.result.Sent == p.opts.Count && p.result.Received == p.result.Sent
-	if done && !p.closed {
+	if p.ended && p.result.Received >= p.result.Sent && !p.closed {
 		p.closed = true
 		close(p.all)
 	}
