@@ -16,9 +16,14 @@ type Config struct {
 	ASN      uint32     // local AS
 	// ClusterID of this speaker as a route reflector (RFC 4456 §7), IPv4 form; zero means RouterID.
 	ClusterID netip.Addr
-	Listen    []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
-	Peers     map[netip.Addr]Peer           // keyed by remote address
-	Announce  map[netip.Prefix]Announcement // exactly this set is originated
+	// LocalPref is given to routes of external peers; 0 means 100.
+	LocalPref uint32
+	// PassOn limits which learnt routes are passed on: to those that lie inside one of these prefixes. Nil
+	// means all.
+	PassOn   []netip.Prefix
+	Listen   []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
+	Peers    map[netip.Addr]Peer           // keyed by remote address
+	Announce map[netip.Prefix]Announcement // exactly this set is originated
 }
 
 // PeerType says what made a peering, in calicoctl's words (spec/calico.md §6.1).
@@ -50,12 +55,28 @@ type Peer struct {
 	RestartTime time.Duration
 	Password    string // TCP MD5 (RFC 2385), at most 80 octets; never logged
 	TTLSecurity uint8  // greatest distance in hops (RFC 5082), 0 for off
+	// LocalASN is this end's AS on the session; 0 means Config.ASN.
+	LocalASN uint32
+	// AllowLocalAS is how often our own AS may occur in a path of the peer's; 0 is the rule of RFC 4271.
+	AllowLocalAS uint8
+	NextHop      NextHop
 	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
 	Client bool
 	// Cluster says that the peer follows the same datastore. It learns there that the session is to end or
 	// to change, so that it is not told by a NOTIFICATION, which would make it drop our routes at once.
 	Cluster bool
 }
+
+// NextHop says what the next hop of routes sent to a peer is.
+type NextHop uint8
+
+// Auto is RFC 4271 §5.1.3: this speaker for external peers, what it was for internal ones. Self is always
+// this speaker, Keep always what it was. Own routes without a next hop go out with this speaker in any case.
+const (
+	NextHopAuto NextHop = iota
+	NextHopSelf
+	NextHopKeep
+)
 
 // String names the peer for messages, without its password.
 func (p Peer) String() string { return fmt.Sprintf("%s (%s)", p.Name, p.Addr) }
@@ -131,6 +152,9 @@ func (c Config) validate() error {
 	return nil
 }
 
+// Check reports why Set would refuse p; the error names the field, the value and what is allowed.
+func (c Config) Check(p Peer) error { return c.validatePeer(p.Addr, p) }
+
 func (c Config) validatePeer(key netip.Addr, p Peer) error {
 	switch {
 	case p.Addr != key:
@@ -149,8 +173,10 @@ func (c Config) validatePeer(key netip.Addr, p Peer) error {
 		return fmt.Errorf("holdTime %s: want 3s to 65535s", p.HoldTime)
 	case p.Keepalive < 0 || p.Keepalive > p.holdTime()/2:
 		return fmt.Errorf("keepalive %s: want at most half of the hold time %s", p.Keepalive, p.holdTime())
-	case p.Client && p.ASN != c.ASN:
-		return fmt.Errorf("client: AS %d is not this speaker's %d; only internal peers can be reflected to", p.ASN, c.ASN)
+	case p.Client && p.ASN != c.local(p):
+		return fmt.Errorf("client: AS %d is not this speaker's %d; only internal peers can be reflected to", p.ASN, c.local(p))
+	case p.NextHop > NextHopKeep:
+		return fmt.Errorf("nextHop %d: want NextHopAuto, NextHopSelf or NextHopKeep", p.NextHop)
 	case p.ConnectRetry < 0:
 		return fmt.Errorf("connectRetry %s: want 0 or more", p.ConnectRetry)
 	case p.RestartTime < 0 || p.RestartTime > 4095*time.Second:
@@ -170,6 +196,14 @@ func validateAnnouncement(prefix netip.Prefix, a Announcement) error {
 	}
 	_, _, err := message.ParseCommunities(a.Communities)
 	return err
+}
+
+// local is this speaker's AS on a session.
+func (c Config) local(p Peer) uint32 {
+	if p.LocalASN != 0 {
+		return p.LocalASN
+	}
+	return c.ASN
 }
 
 // cluster is the CLUSTER_ID in force (RFC 4456 §7).
@@ -198,7 +232,7 @@ func (c Config) session(p Peer) session.Config {
 	}
 	return session.Config{
 		Remote: netip.AddrPortFrom(p.Addr, port), Local: p.Local,
-		LocalASN: c.ASN, RemoteASN: p.ASN, RouterID: c.RouterID,
+		LocalASN: c.local(p), RemoteASN: p.ASN, RouterID: c.RouterID,
 		Families: message.FamilyOf(p.Addr).Set(), Passive: p.Passive,
 		HoldTime: p.holdTime(), Keepalive: p.Keepalive, ConnectRetry: p.ConnectRetry, RestartTime: restart,
 		Password: p.Password, TTLSecurity: p.TTLSecurity,

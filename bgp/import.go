@@ -13,7 +13,7 @@ func (s *Speaker) barred(p *peer, prefix netip.Prefix, a message.Attrs) bool {
 	switch {
 	case martian(prefix), s.badNextHop(prefix, a.NextHop, p.local):
 		return true
-	case a.HasAS(s.cfg.ASN): // RFC 4271 §9.1.2: our own AS in the path is a loop
+	case a.CountAS(s.cfg.local(p.cfg)) > int(p.cfg.AllowLocalAS): // RFC 4271 §9.1.2: our own AS in the path is a loop
 		return true
 	case a.OriginatorID == s.cfg.RouterID, a.InClusterList(s.cfg.cluster()): // RFC 4456 §8
 		return true

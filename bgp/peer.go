@@ -63,7 +63,8 @@ func (p *peer) Up(info session.Info) session.Feed {
 // policy is what decides what the peer is sent on its session, by the configuration in force.
 func (p *peer) policy() export.Policy {
 	out := p.base
-	out.LocalASN = p.speaker.cfg.ASN
+	out.LocalASN, out.Passing = p.speaker.cfg.local(p.cfg), p.speaker.passing
+	out.Self, out.Keep = p.cfg.NextHop == NextHopSelf, p.cfg.NextHop == NextHopKeep
 	if out.Internal {
 		out.Client, out.ClusterID = p.cfg.Client, p.speaker.cfg.cluster()
 	}
@@ -148,6 +149,9 @@ func (p *peer) Update(u message.Update) *message.Error {
 // message cannot exceed it by much.
 func (p *peer) learn(r message.Reach) {
 	s := p.speaker
+	if !p.source.Internal && s.cfg.LocalPref != 0 {
+		r.Attrs.LocalPref = s.cfg.LocalPref
+	}
 	attrs := unique.Make(r.Attrs)
 	for _, prefix := range r.Prefixes {
 		if p.source.Received() > s.opt.MaxPrefixesPerPeer {

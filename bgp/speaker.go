@@ -60,6 +60,7 @@ type Speaker struct {
 	table     *rib.Table
 	self      *rib.Source
 	peers     map[netip.Addr]*peer
+	passing   *export.Passing     // Config.PassOn
 	own       map[netip.Addr]bool // addresses that are no next hop for others' routes
 	groups    map[export.Policy]*updateGroup
 	listeners map[netip.AddrPort]*listener
@@ -108,9 +109,12 @@ func (s *Speaker) Set(c Config) error {
 	s.self.ASN, s.self.ID = c.ASN, c.RouterID
 	errListen := s.setListeners(c.Listen)
 	s.setOwn()
+	if !s.passing.Equal(c.PassOn) {
+		s.passing = export.NewPassing(c.PassOn) // a new value: every peer gets a new group
+	}
 	s.setAnnounce(old.Announce, c.Announce)
 	s.setPeers(c)
-	if old.cluster() != c.cluster() || old.ASN != c.ASN {
+	if old.cluster() != c.cluster() {
 		s.recheck(slices.Collect(maps.Values(s.peers))...)
 	}
 	for _, p := range s.peers {

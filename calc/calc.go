@@ -56,10 +56,11 @@ type State struct {
 	Use        TunnelUse
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config
-	NodeKnown  bool              // this host's Node object exists
-	Labels     map[string]string // its labels
-	Locked     bool              // the datastore is locked for a migration: nothing may be programmed
-	Problems   []string          // what could not be used and why, sorted, one line each
+	Secrets    map[netip.Addr]Secret // passwords of BGP.Peers, to be filled in
+	NodeKnown  bool                  // this host's Node object exists
+	Labels     map[string]string     // its labels
+	Locked     bool                  // the datastore is locked for a migration: nothing may be programmed
+	Problems   []string              // what could not be used and why, sorted, one line each
 }
 
 // Core folds the inputs. It is not safe for concurrent use.
@@ -155,13 +156,13 @@ func (c *Core) compute() State {
 		FDB:        t.fdb,
 		Use:        t.use,
 		MTU:        t.podMTU,
-		BGP:        c.speaker(eps, blocks, p),
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
 		Locked:     c.locked(),
 	}
 	if self := c.nodes[c.opts.Node]; self != nil {
 		s.Labels = self.Labels
 	}
+	c.speaker(&s, blocks, p)
 	s.Problems = p.sorted()
 	return s
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -216,15 +215,19 @@ func render(s calc.State) string {
 		if p.Passive {
 			mode = "waits"
 		}
-		if p.Client {
-			mode += " client"
+		mode += options(p)
+		if secret := s.Secrets[p.Addr]; secret != (calc.Secret{}) {
+			mode += " password " + secret.Name + "/" + secret.Key
 		}
 		lines = append(lines, fmt.Sprintf("%s port %d as %d (%s) from %s %s [%s]", p.Addr, p.Port, p.ASN, p.Type, p.Local, mode, p.Name))
 	}
 	section("peers", lines)
 	lines = nil
-	for p := range maps.Keys(s.BGP.Announce) {
-		lines = append(lines, p.String())
+	for p, a := range s.BGP.Announce {
+		if a.LocalPref != 1<<31-1-1024 {
+			lines = append(lines, fmt.Sprintf("%s has LOCAL_PREF %d", p, a.LocalPref))
+		}
+		lines = append(lines, strings.TrimSpace(p.String()+" "+a.Communities))
 	}
 	section("announces", lines)
 	section("problems", s.Problems)
@@ -236,6 +239,29 @@ func textLines(text string) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSpace(text), "\n")
+}
+
+// options are a session's settings that are not the default.
+func options(p bgp.Peer) string {
+	out := ""
+	for _, o := range []struct {
+		set  bool
+		text string
+	}{
+		{p.Client, "client"},
+		{p.LocalASN != 0, fmt.Sprintf("local as %d", p.LocalASN)},
+		{p.AllowLocalAS != 0, fmt.Sprintf("allows own as %d times", p.AllowLocalAS)},
+		{p.TTLSecurity != 0, fmt.Sprintf("within %d hops", p.TTLSecurity)},
+		{p.Keepalive != 0, fmt.Sprintf("keepalive %s hold %s", p.Keepalive, p.HoldTime)},
+		{p.RestartTime != 0, fmt.Sprintf("restart %s", p.RestartTime)},
+		{p.NextHop == bgp.NextHopSelf, "next hop self"},
+		{p.NextHop == bgp.NextHopKeep, "next hop keep"},
+	} {
+		if o.set {
+			out += " " + o.text
+		}
+	}
+	return out
 }
 
 func reflector(c bgp.Config) string {

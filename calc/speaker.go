@@ -2,36 +2,59 @@ package calc
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
-	"github.com/manekinet/maneki/desired"
 )
 
 // bgpPort is where BGP listens unless a BGPConfiguration says otherwise.
 const bgpPort = 179
 
+// bgpHoldTime is offered unless keepaliveTime asks for more.
+const bgpHoldTime = 90 * time.Second
+
+// ordinaryPref is the LOCAL_PREF of ordinary routes: 2147483647 less the
+// metric, which is 1024 (spec/calico.md §6.2, step 0).
+const ordinaryPref = 1<<31 - 1 - 1024
+
 // speaker computes what this host says by BGP and to whom (spec/calico.md §6.1).
 // A host without a Node object, or without an address on it, takes no part.
-func (c *Core) speaker(eps desired.Endpoints, blocks []netip.Prefix, p *problems) bgp.Config {
+// Peers that need a password are without it; secrets names them.
+func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
 	self := c.nodes[c.opts.Node]
 	if self == nil || self.Spec.BGP == nil {
-		return bgp.Config{}
+		return
 	}
 	own := c.speakerAddrs(self, p)
 	if len(own) == 0 {
-		return bgp.Config{}
+		return
 	}
-	cfg := bgp.Config{
+	s.BGP = bgp.Config{
 		RouterID: routerID(own),
 		ASN:      c.asn(self),
 		Listen:   c.listen(own),
 		Peers:    map[netip.Addr]bgp.Peer{},
-		Announce: c.announcements(eps, blocks),
+		Announce: c.announcements(s.Endpoints, blocks),
+		PassOn:   c.passOn(),
+
+		ClusterID: c.clusterID(self, p),
+		LocalPref: ordinaryPref,
 	}
-	cfg.ClusterID = c.clusterID(self, p)
-	c.peers(cfg.Peers, self, own, p)
-	return cfg
+	s.Secrets = map[netip.Addr]Secret{}
+	for addr, w := range c.peers(self, own, p) {
+		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
+			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
+			continue
+		}
+		s.BGP.Peers[addr] = w.Peer
+		if w.password != (Secret{}) {
+			s.Secrets[addr] = w.password
+		}
+		if w.gateway.IsValid() {
+			c.reachable(s.Routes, w, p)
+		}
+	}
 }
 
 // speakerAddrs are the node's BGP addresses by family, at most one of each.

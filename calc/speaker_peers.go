@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
@@ -32,17 +33,44 @@ type peering struct {
 	names   []string              // of all nodes with an address, sorted
 	addrs   map[string]nodeAddrs  // by node
 	byAddr  map[netip.Addr]string // node that has an address
-	ranks   map[netip.Addr]rank
-	out     map[netip.Addr]bgp.Peer
+	wanted  map[netip.Addr]wanted
+}
+
+// wanted is one session with what surrounds it.
+type wanted struct {
+	bgp.Peer
+	rank      rank
+	anySource bool       // sourceAddress None: the kernel chooses
+	password  Secret     // zero for none
+	gateway   netip.Addr // reachableBy, zero for none
+}
+
+// What the protocol's fields can hold (RFC 4271 §4.2, RFC 4724 §3).
+const (
+	maxHoldTime    = 65535 * time.Second
+	maxRestartTime = 4095 * time.Second
+)
+
+// Secret names the password of a session: one key of a secret. Comparable.
+type Secret struct {
+	Name, Key string
+	Of        string // the object that asks for it, for messages
+}
+
+func secret(p *api.BGPPassword, of string) Secret {
+	if p == nil || p.SecretKeyRef == nil {
+		return Secret{}
+	}
+	return Secret{Name: p.SecretKeyRef.Name, Key: p.SecretKeyRef.Key, Of: of}
 }
 
 type nodeAddrs []netip.Addr
 
 // peers computes the sessions: the mesh, the BGPPeer resources that select
 // this node, and those that lead from other nodes to this one.
-func (c *Core) peers(out map[netip.Addr]bgp.Peer, self *api.Node, own []netip.Addr, p *problems) {
+func (c *Core) peers(self *api.Node, own []netip.Addr, p *problems) map[netip.Addr]wanted {
 	g := &peering{core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
-		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, ranks: map[netip.Addr]rank{}, out: out}
+		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, wanted: map[netip.Addr]wanted{}}
 	ignore := &problems{} // each node's own agent reports its addresses
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		addrs := c.speakerAddrs(c.nodes[name], ignore)
@@ -67,6 +95,7 @@ func (c *Core) peers(out map[netip.Addr]bgp.Peer, self *api.Node, own []netip.Ad
 		r.sessions(p)
 	}
 	g.mesh(connected)
+	return g.wanted
 }
 
 // mesh adds every other node, unless the mesh is off. A reflector is not in it,
@@ -88,39 +117,44 @@ func (g *peering) mesh(connected map[string]bool) {
 		if name == g.self.Name || !member(name) {
 			continue
 		}
-		peer := bgp.Peer{Name: name, Type: bgp.TypeMesh}
-		if d != nil && d.Spec.NodeMeshMaxRestartTime != nil {
-			peer.RestartTime = d.Spec.NodeMeshMaxRestartTime.Std()
+		w := wanted{rank: rankMesh, Peer: bgp.Peer{Name: name, Type: bgp.TypeMesh}}
+		if d != nil {
+			w.password = secret(d.Spec.NodeMeshPassword, "BGPConfiguration(default)")
 		}
-		g.node(rankMesh, peer, name, true)
+		if d != nil && d.Spec.NodeMeshMaxRestartTime != nil {
+			w.RestartTime = min(d.Spec.NodeMeshMaxRestartTime.Std(), maxRestartTime)
+		}
+		g.node(w, name, true)
 	}
 }
 
 // add files a session unless a better reason for one to the same address is
 // known. Of equals the first stays: resources come in the order of their names.
-func (g *peering) add(r rank, peer bgp.Peer) {
-	if old, taken := g.ranks[peer.Addr]; taken && old >= r {
+func (g *peering) add(w wanted) {
+	if old, taken := g.wanted[w.Addr]; taken && old.rank >= w.rank {
 		return
 	}
-	g.ranks[peer.Addr] = r
-	g.out[peer.Addr] = peer
+	if w.anySource {
+		w.Local = netip.Addr{}
+	}
+	g.wanted[w.Addr] = w
 }
 
 // node adds one session to a node per family that both ends have an address
 // of. If both ends have the session, only one of them dials: the one whose
 // address, as text, is larger.
-func (g *peering) node(r rank, peer bgp.Peer, name string, both bool) {
+func (g *peering) node(w wanted, name string, both bool) {
 	n := g.core.nodes[name]
-	peer.ASN, peer.Port, peer.Cluster = g.core.asn(n), g.core.port(name), true
+	w.ASN, w.Port, w.Cluster = g.core.asn(n), g.core.port(name), true
 	for _, remote := range g.addrs[name] {
 		for _, local := range g.own {
 			if local.Is4() != remote.Is4() || local == remote {
 				continue
 			}
-			peer.Addr, peer.Local = remote, local
-			peer.Passive = both && remote.String() > local.String()
-			peer.Client = g.reflects(peer, n)
-			g.add(r, peer)
+			w.Addr, w.Local = remote, local
+			w.Passive = both && remote.String() > local.String()
+			w.Client = g.reflects(w.Peer, n)
+			g.add(w)
 		}
 	}
 }
@@ -128,7 +162,11 @@ func (g *peering) node(r rank, peer bgp.Peer, name string, both bool) {
 // reflects reports whether this host is the peer's reflector: the peer is
 // internal and of no cluster, or of another one.
 func (g *peering) reflects(peer bgp.Peer, n *api.Node) bool {
-	if !g.cluster.IsValid() || peer.ASN != g.core.asn(g.self) {
+	own := peer.LocalASN
+	if own == 0 {
+		own = g.core.asn(g.self)
+	}
+	if !g.cluster.IsValid() || peer.ASN != own {
 		return false
 	}
 	return g.core.clusterID(n, &problems{}) != g.cluster
@@ -240,75 +278,106 @@ func (r *resource) connect(connected map[string]bool) {
 // sessions adds what r means for this host: the sessions it is for, and those
 // back to the nodes for which it leads here.
 func (r *resource) sessions(p *problems) {
-	peer := r.options()
-	forward, reverse := rankNode, rankNodeReverse
+	w, reverse := r.options(), rankNodeReverse
 	if r.global {
-		forward, reverse = rankGlobal, rankGlobalReverse
+		reverse = rankGlobalReverse
 	}
 	if r.locals[r.self.Name] {
-		r.forward(forward, peer, p)
+		r.forward(w, p)
 	}
 	if r.remotes[r.self.Name] && r.reverses() {
+		w.rank = reverse
 		for _, name := range r.names {
 			if name != r.self.Name && r.locals[name] {
-				r.node(reverse, peer, name, true)
+				r.node(w, name, true)
 			}
 		}
 	}
 }
 
-func (r *resource) forward(rank rank, peer bgp.Peer, p *problems) {
+func (r *resource) forward(w wanted, p *problems) {
 	if r.spec.PeerSelector != "" {
 		for _, name := range r.names {
 			if name != r.self.Name && r.remotes[name] {
-				r.node(rank, peer, name, r.reverses())
+				r.node(w, name, r.reverses())
 			}
 		}
 		return
 	}
-	peer.Addr, peer.Port, peer.ASN = r.remote.Addr(), r.remote.Port(), uint32(r.spec.ASNumber)
+	r.single(&w, p)
 	var n *api.Node
-	if name, ok := r.byAddr[peer.Addr]; ok {
+	if name, ok := r.byAddr[w.Addr]; ok {
 		if name == r.self.Name {
 			return
 		}
 		n = r.core.nodes[name]
-		peer.Cluster = r.remotes[name]
-		if peer.Port == 0 && peer.Cluster {
-			peer.Port = r.core.port(name)
+		w.Cluster = r.remotes[name]
+		if w.Port == 0 && w.Cluster {
+			w.Port = r.core.port(name)
 		}
 	}
-	if peer.Port == 0 {
-		peer.Port = bgpPort
+	if w.Port == 0 {
+		w.Port = bgpPort
 	}
 	for _, local := range r.own {
-		if local.Is4() != peer.Addr.Is4() {
+		if local.Is4() != w.Addr.Is4() {
 			continue
 		}
-		peer.Local = local
-		peer.Passive = peer.Cluster && r.reverses() && peer.Addr.String() > local.String()
-		peer.Client = r.reflects(peer, n)
-		r.add(rank, peer)
+		w.Local = local
+		w.Passive = w.Cluster && r.reverses() && w.Addr.String() > local.String()
+		w.Client = r.reflects(w.Peer, n)
+		r.add(w)
 		return
 	}
 	p.add("BGPPeer(%s): this host has no address of the family of peerIP %s; no session is made", r.name, r.spec.PeerIP)
 }
 
-// options are the settings of r that hold for all its sessions.
-func (r *resource) options() bgp.Peer {
+// single sets what only a peering by peerIP has. Like Calico's, the AS number
+// of its own that one end uses is not known to a session in return.
+func (r *resource) single(w *wanted, p *problems) {
 	s := r.spec
-	peer := bgp.Peer{Name: r.name, Type: bgp.TypeNode}
+	w.Addr, w.Port, w.ASN = r.remote.Addr(), r.remote.Port(), uint32(s.ASNumber)
+	if s.LocalASNumber != nil {
+		w.LocalASN = uint32(*s.LocalASNumber)
+	}
+	if s.NumAllowedLocalASNumbers != nil {
+		w.AllowLocalAS = uint8(*s.NumAllowedLocalASNumbers)
+	}
+	if s.ReachableBy == "" {
+		return
+	}
+	gateway, err := netip.ParseAddr(s.ReachableBy)
+	if err != nil || gateway.Is4() != w.Addr.Is4() {
+		p.add("BGPPeer(%s): reachableBy %q must be an address of the family of peerIP; no route is made", r.name, s.ReachableBy)
+		return
+	}
+	w.gateway = gateway
+}
+
+// options are the settings of r that hold for all its sessions.
+func (r *resource) options() wanted {
+	s := r.spec
+	w := wanted{rank: rankNode, Peer: bgp.Peer{Name: r.name, Type: bgp.TypeNode}}
 	if r.global {
-		peer.Type = bgp.TypeGlobal
+		w.rank, w.Type = rankGlobal, bgp.TypeGlobal
 	}
 	if s.MaxRestartTime != nil {
-		peer.RestartTime = s.MaxRestartTime.Std()
+		w.RestartTime = min(s.MaxRestartTime.Std(), maxRestartTime)
 	}
 	if s.KeepaliveTime != nil {
-		peer.Keepalive = s.KeepaliveTime.Std()
+		w.Keepalive = min(s.KeepaliveTime.Std(), maxHoldTime/3)
+		w.HoldTime = max(bgpHoldTime, 3*w.Keepalive)
 	}
 	if s.TTLSecurity != nil {
-		peer.TTLSecurity = uint8(*s.TTLSecurity)
+		w.TTLSecurity = uint8(*s.TTLSecurity)
 	}
-	return peer
+	switch {
+	case s.NextHopMode == "Self":
+		w.NextHop = bgp.NextHopSelf
+	case s.NextHopMode == "Keep", s.NextHopMode == "" && s.KeepOriginalNextHop:
+		w.NextHop = bgp.NextHopKeep
+	}
+	w.anySource = s.SourceAddress == "None"
+	w.password = secret(s.Password, "BGPPeer("+r.name+")")
+	return w
 }

@@ -2,6 +2,7 @@ package export
 
 import (
 	"net/netip"
+	"slices"
 	"unique"
 
 	"github.com/manekinet/maneki/bgp/message"
@@ -16,8 +17,42 @@ type Policy struct {
 	NextHop     netip.Addr       // this speaker's address on the session: "next hop self"
 	Families    message.Families // negotiated
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
+	Self        bool             // next hop self to internal peers, too
+	Keep        bool             // the next hop stays, also to external peers
+	Passing     *Passing         // which learnt routes are passed on
 	Client      bool             // the peer is a client of this route reflector (RFC 4456 §6)
 	ClusterID   netip.Addr       // goes into the CLUSTER_LIST of what is reflected, IPv4 form
+}
+
+// Passing is a set of prefixes inside which learnt routes are passed on. Policies compare it by identity.
+type Passing struct{ inside []netip.Prefix }
+
+// NewPassing returns the set; nil prefixes allow everything.
+func NewPassing(prefixes []netip.Prefix) *Passing {
+	if prefixes == nil {
+		return nil
+	}
+	return &Passing{inside: append([]netip.Prefix{}, prefixes...)}
+}
+
+// Equal reports whether the set was made from these prefixes.
+func (s *Passing) Equal(prefixes []netip.Prefix) bool {
+	if s == nil || prefixes == nil {
+		return s == nil && prefixes == nil
+	}
+	return slices.Equal(s.inside, prefixes)
+}
+
+func (s *Passing) allows(p netip.Prefix) bool {
+	if s == nil {
+		return true
+	}
+	for _, in := range s.inside {
+		if in.Bits() <= p.Bits() && in.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 // Apply returns the attributes with which path is sent to the group's peers, or false if it is not.
@@ -25,6 +60,9 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 	none := rib.Attrs{}
 	f := message.FamilyOf(prefix.Addr())
 	if !p.Families.Has(f) {
+		return none, false
+	}
+	if !path.Source.Local && !p.Passing.allows(prefix) {
 		return none, false
 	}
 	a := path.Attrs.Value()
@@ -57,9 +95,10 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 }
 
 // nextHop applies RFC 4271 §5.1.3: self for our own routes that name no next hop and for external peers;
-// unchanged for internal ones. It is false when there is no next hop of the route's family to send.
+// unchanged for internal ones; either may be configured otherwise. It is false when there is no next hop of
+// the route's family to send.
 func (p Policy) nextHop(f message.Family, a *message.Attrs, local bool) bool {
-	if !a.NextHop.IsValid() || (!p.Internal && !local) {
+	if !a.NextHop.IsValid() || p.Self || (!p.Internal && !p.Keep && !local) {
 		a.NextHop = p.NextHop
 	}
 	return a.NextHop.IsValid() && message.FamilyOf(a.NextHop) == f

@@ -79,16 +79,18 @@ func (a Attrs) NeighborAS() uint32 {
 	return as
 }
 
-// HasAS reports whether as occurs anywhere in the AS_PATH: the loop check of RFC 4271 §9.1.2.
-func (a Attrs) HasAS(as uint32) bool {
-	found := false
+// CountAS is how often as occurs in the AS_PATH: the loop check of RFC 4271 §9.1.2.
+func (a Attrs) CountAS(as uint32) int {
+	n := 0
 	a.segments(func(_ byte, asns string) bool {
 		for i := range len(asns) / 4 {
-			found = found || asAt(asns, i) == as
+			if asAt(asns, i) == as {
+				n++
+			}
 		}
-		return !found
+		return true
 	})
-	return found
+	return n
 }
 
 // InClusterList reports whether id occurs in the CLUSTER_LIST: the loop check of RFC 4456 §8.

@@ -358,7 +358,7 @@ func TestAttrsPath(t *testing.T) {
 	var a Attrs
 	a.ASPath = "\x01\x02\x00\x00\xfc\x05\x00\x00\xfc\x06" // {64517,64518}
 	a = a.Prepend(64514).Prepend(64513)
-	if a.PathString() != "64513 64514 {64517,64518}" || a.PathLen() != 3 || a.NeighborAS() != 64513 || !a.HasAS(64518) || a.HasAS(1) {
+	if a.PathString() != "64513 64514 {64517,64518}" || a.PathLen() != 3 || a.NeighborAS() != 64513 || a.CountAS(64518) != 1 || a.CountAS(1) != 0 {
 		t.Errorf("%q %d %d", a.PathString(), a.PathLen(), a.NeighborAS())
 	}
 }
