@@ -131,6 +131,9 @@ func (p *autoPlan) fromOwn(ctx context.Context) error {
 
 // take assigns what it can from one block.
 func (p *autoPlan) take(ctx context.Context, pool pool, cidr netip.Prefix) error {
+	if b := p.l.cache.blocks[cidr].block; b != nil && b.full() && p.blocks[cidr] == nil && p.l.blocks[cidr] == nil {
+		return nil // as far as is known; the common case of a host with many blocks
+	}
 	b, err := p.edit(ctx, cidr)
 	var corrupt corruptError
 	if errors.As(err, &corrupt) {

@@ -54,7 +54,7 @@ func newBlock(cidr netip.Prefix, owner string, now time.Time) *block {
 // that is neither allocated nor free is harmless and put back on the queue.
 func decodeBlock(cidr netip.Prefix, data []byte) (*block, error) {
 	var w api.IPAMBlock
-	if err := json.Unmarshal(data, &w); err != nil {
+	if err := w.UnmarshalJSON(data); err != nil {
 		return nil, fmt.Errorf("decode block %s: %w", cidr, err)
 	}
 	if p, err := netip.ParsePrefix(w.CIDR); err != nil || p.Masked() != cidr {
@@ -146,7 +146,7 @@ func (b *block) encode() ([]byte, error) {
 			w.SequenceNumberFor[strconv.Itoa(i)] = b.seqOf[i]
 		}
 	}
-	data, err := json.Marshal(w)
+	data, err := w.MarshalJSON() // json.Marshal would scan the result once more
 	if err != nil {
 		return nil, fmt.Errorf("encode block %s: %w", b.cidr, err)
 	}
@@ -306,6 +306,11 @@ func (b *block) compact() {
 // isCooling reports whether ordinal o was released and waits.
 func (b *block) isCooling(o int) bool {
 	return b.alloc[o] != noAttribute && b.attrs[b.alloc[o]].ReleasedAt != nil
+}
+
+// full reports whether nothing can be assigned, now or after the garbage step.
+func (b *block) full() bool {
+	return len(b.free) == 0 && !slices.ContainsFunc(b.attrs, func(a api.IPAMAttribute) bool { return a.ReleasedAt != nil })
 }
 
 // owner is the attribute of an ordinal that is in use, or nil.

@@ -293,3 +293,41 @@ func FuzzDecodeBlock(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkFullBlock is the cost of one write's encoding and one read's
+// decoding of a /26 whose 64 addresses have different owners.
+func BenchmarkFullBlock(b *testing.B) {
+	full := newBlock(prefix("10.0.0.0/26"), "host:n", at(0))
+	for i := range 64 {
+		full.assign(1, ownerAttribute(fmt.Sprintf("k8s-pod-network.%064d", i), map[string]string{
+			"namespace": "default", "node": "n", "pod": fmt.Sprint("pod-", i), "timestamp": "2025-11-21 00:00:00 +0000 UTC",
+		}), none)
+	}
+	data, err := full.encode()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("encode", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			if _, err := full.encode(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			if _, err := decodeBlock(full.cidr, data); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("assign", func(b *testing.B) {
+		for b.Loop() {
+			c := full.clone()
+			c.release([]int{5}, at(0), 0)
+			c.assign(1, ownerAttribute("h", nil), none)
+		}
+	})
+}

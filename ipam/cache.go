@@ -48,6 +48,7 @@ type cache struct {
 
 	affine  map[netip.Prefix]affinityEntry
 	blocks  map[netip.Prefix]blockEntry // the owner's; a claim without a block has an empty entry
+	order   []netip.Prefix              // keys of affine by address; nil: to be sorted
 	handles map[string]handleEntry      // as last written here
 	taken   map[netip.Prefix]bool       // blocks known to exist; nil: never listed
 	pruned  string                      // pools and labels at the last look for blocks to give up
@@ -74,13 +75,15 @@ func (k *cache) passedOver(log *slog.Logger, a netip.Addr) {
 
 // own lists the owner's blocks of p in address order.
 func (k *cache) own(p pool) []netip.Prefix {
+	if k.order == nil {
+		k.order = sortedCIDRs(k.affine)
+	}
 	var out []netip.Prefix
-	for cidr := range k.affine {
+	for _, cidr := range k.order {
 		if p.holds(cidr) {
 			out = append(out, cidr)
 		}
 	}
-	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	return out
 }
 
@@ -127,12 +130,13 @@ func (k *cache) rememberBlock(cidr netip.Prefix, e blockEntry) {
 func (k *cache) forget(cidr netip.Prefix) {
 	delete(k.affine, cidr)
 	delete(k.blocks, cidr)
+	k.order = nil
 }
 
 // forgetAll makes the next assignment read the owner's blocks.
 func (k *cache) forgetAll() {
 	k.loaded = time.Time{}
-	k.affine, k.blocks = nil, nil
+	k.affine, k.blocks, k.order = nil, nil, nil
 }
 
 func blockKey(cidr netip.Prefix) datastore.Key {
@@ -169,18 +173,34 @@ type corruptError struct{ error }
 
 func (e corruptError) Unwrap() error { return e.error }
 
-// listBlocks reads all blocks. Those that cannot be understood are reported and
-// left out, but their CIDRs count as taken.
-func (c *Client) listBlocks(ctx context.Context) (blocks map[netip.Prefix]blockEntry, corrupt map[netip.Prefix]error, err error) {
+// storedBlocks are all blocks as read, by CIDR.
+type storedBlocks map[netip.Prefix]datastore.Entry
+
+// listEntries reads all blocks without looking into them, which is most of the
+// work when there are thousands.
+func (c *Client) listEntries(ctx context.Context) (storedBlocks, error) {
 	entries, _, err := c.store.List(ctx, datastore.Query{Kind: datastore.KindIPAMBlock})
 	if err != nil {
-		return nil, nil, fmt.Errorf("list blocks: %w", err)
+		return nil, fmt.Errorf("list blocks: %w", err)
 	}
-	blocks, corrupt = map[netip.Prefix]blockEntry{}, map[netip.Prefix]error{}
+	out := storedBlocks{}
 	for _, e := range entries {
 		cidr, err := netip.ParsePrefix(e.Key.Name)
 		if err != nil {
 			c.log.Warn("block skipped", "key", e.Key, "err", err)
+			continue
+		}
+		out[cidr] = e
+	}
+	return out, nil
+}
+
+// decode looks into the blocks that want names. Those that cannot be understood
+// are reported and come apart.
+func (c *Client) decode(stored storedBlocks, want func(netip.Prefix) bool) (blocks map[netip.Prefix]blockEntry, corrupt map[netip.Prefix]error) {
+	blocks, corrupt = map[netip.Prefix]blockEntry{}, map[netip.Prefix]error{}
+	for cidr, e := range stored {
+		if !want(cidr) {
 			continue
 		}
 		b, err := decodeBlock(cidr, e.Value)
@@ -191,6 +211,16 @@ func (c *Client) listBlocks(ctx context.Context) (blocks map[netip.Prefix]blockE
 		}
 		blocks[cidr] = blockEntry{block: b, rev: e.Rev}
 	}
+	return blocks, corrupt
+}
+
+// listBlocks reads all blocks and looks into them.
+func (c *Client) listBlocks(ctx context.Context) (blocks map[netip.Prefix]blockEntry, corrupt map[netip.Prefix]error, err error) {
+	stored, err := c.listEntries(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	blocks, corrupt = c.decode(stored, func(netip.Prefix) bool { return true })
 	return blocks, corrupt, nil
 }
 
@@ -264,7 +294,7 @@ func (c *Client) load(ctx context.Context, k *cache) error {
 		}
 		affine[cidr], blocks[cidr] = newAffinityEntry(v, e.Rev), b
 	}
-	k.affine, k.blocks, k.loaded = affine, blocks, begun
+	k.affine, k.blocks, k.order, k.loaded = affine, blocks, nil, begun
 	return nil
 }
 
