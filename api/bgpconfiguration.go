@@ -17,16 +17,16 @@ type BGPConfigurationSpec struct {
 	LogSeverityScreen              string                `json:"logSeverityScreen,omitempty"`
 	NodeToNodeMeshEnabled          *bool                 `json:"nodeToNodeMeshEnabled,omitempty"`
 	ASNumber                       *ASNumber             `json:"asNumber,omitempty"`
-	ListenPort                     int                   `json:"listenPort,omitempty"`
-	BindMode                       string                `json:"bindMode,omitempty"` // "None" or "NodeIP"
-	ServiceClusterIPs              []CIDRBlock           `json:"serviceClusterIPs,omitempty"`
-	ServiceExternalIPs             []CIDRBlock           `json:"serviceExternalIPs,omitempty"`
 	ServiceLoadBalancerIPs         []CIDRBlock           `json:"serviceLoadBalancerIPs,omitempty"`
+	ServiceExternalIPs             []CIDRBlock           `json:"serviceExternalIPs,omitempty"`
+	ServiceClusterIPs              []CIDRBlock           `json:"serviceClusterIPs,omitempty"`
 	ServiceLoadBalancerAggregation string                `json:"serviceLoadBalancerAggregation,omitempty"` // "Enabled" or "Disabled"
 	Communities                    []Community           `json:"communities,omitempty"`
 	PrefixAdvertisements           []PrefixAdvertisement `json:"prefixAdvertisements,omitempty"`
+	ListenPort                     int                   `json:"listenPort,omitempty"`
 	NodeMeshPassword               *BGPPassword          `json:"nodeMeshPassword,omitempty"`
 	NodeMeshMaxRestartTime         *Duration             `json:"nodeMeshMaxRestartTime,omitempty"`
+	BindMode                       string                `json:"bindMode,omitempty"` // "None" or "NodeIP"
 	IgnoredInterfaces              []string              `json:"ignoredInterfaces,omitempty"`
 	LocalWorkloadPeeringIPV4       string                `json:"localWorkloadPeeringIPV4,omitempty"`
 	LocalWorkloadPeeringIPV6       string                `json:"localWorkloadPeeringIPV6,omitempty"`

@@ -75,3 +75,34 @@ func compareFields(theirs, ours reflect.Type, path string, missing *[]string) {
 		}
 	}
 }
+
+// OrderOf compares the order of the fields that a foreign struct and the kind
+// have in common and lists the structs, by their path, where it differs.
+func OrderOf(theirs reflect.Type, k Kind) []string {
+	var different []string
+	compareOrder(theirs, reflect.TypeOf(k.New()), "", &different)
+	return different
+}
+
+func compareOrder(theirs, ours reflect.Type, path string, different *[]string) {
+	theirs, ours = deref(theirs), deref(ours)
+	for theirs.Kind() == reflect.Slice && ours.Kind() == reflect.Slice {
+		theirs, ours = deref(theirs.Elem()), deref(ours.Elem())
+	}
+	if theirs.Kind() != reflect.Struct || isLeaf(theirs) || isLeaf(ours) || ours.Kind() != reflect.Struct {
+		return
+	}
+	known := fieldsOf(ours)
+	last := -1
+	for _, f := range fieldsOf(theirs) {
+		at := slices.IndexFunc(known, func(o field) bool { return o.name == f.name })
+		if at < 0 || f.name == "metadata" {
+			continue
+		}
+		if at < last {
+			*different = append(*different, path+"."+f.name)
+		}
+		last = max(last, at)
+		compareOrder(f.typ, known[at].typ, path+"."+f.name, different)
+	}
+}

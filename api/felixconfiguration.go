@@ -15,220 +15,200 @@ type FelixConfiguration struct {
 	Spec FelixConfigurationSpec `json:"spec"`
 }
 
-// FelixConfigurationSpec lists the parameters by their v3 names (spec/calico.md
-// §5.7). A nil field was not set and the next source of configuration decides.
-// Durations are spans; MTUs are bytes; ports are TCP or UDP ports. Parameters
-// that the agent does not act on are kept so that Calico's own tools can use them.
+// FelixConfigurationSpec lists the parameters by their v3 names, in the order in
+// which Calico stores them (spec/calico.md §5.7). A nil field was not set and the
+// next source of configuration decides. Durations are spans; MTUs are bytes;
+// ports are TCP or UDP ports. Parameters that the agent does not act on are kept
+// so that Calico's own tools can use them.
 type FelixConfigurationSpec struct {
-	NodeSelector *string `json:"nodeSelector,omitempty"`
-
-	// General.
-	UseInternalDataplaneDriver        *bool           `json:"useInternalDataplaneDriver,omitempty"`
-	DataplaneDriver                   *string         `json:"dataplaneDriver,omitempty"`
-	DataplaneWatchdogTimeout          *Duration       `json:"dataplaneWatchdogTimeout,omitempty"`
-	IPv6Support                       *bool           `json:"ipv6Support,omitempty"`
-	LogFilePath                       *string         `json:"logFilePath,omitempty"`
-	LogPrefix                         *string         `json:"logPrefix,omitempty"`
-	LogActionRateLimit                *string         `json:"logActionRateLimit,omitempty"`
-	LogActionRateLimitBurst           *int            `json:"logActionRateLimitBurst,omitempty"`
-	LogSeverityFile                   *string         `json:"logSeverityFile,omitempty"`
-	LogSeverityScreen                 *string         `json:"logSeverityScreen,omitempty"`
-	LogSeveritySys                    *string         `json:"logSeveritySys,omitempty"`
-	LogDebugFilenameRegex             *string         `json:"logDebugFilenameRegex,omitempty"`
-	HealthEnabled                     *bool           `json:"healthEnabled,omitempty"`
-	HealthHost                        *string         `json:"healthHost,omitempty"`
-	HealthPort                        *int            `json:"healthPort,omitempty"`
-	HealthTimeoutOverrides            []HealthTimeout `json:"healthTimeoutOverrides,omitzero"`
-	PrometheusMetricsEnabled          *bool           `json:"prometheusMetricsEnabled,omitempty"`
-	PrometheusMetricsHost             *string         `json:"prometheusMetricsHost,omitempty"`
-	PrometheusMetricsPort             *int            `json:"prometheusMetricsPort,omitempty"`
-	PrometheusMetricsCAFile           *string         `json:"prometheusMetricsCAFile,omitempty"`
-	PrometheusMetricsCertFile         *string         `json:"prometheusMetricsCertFile,omitempty"`
-	PrometheusMetricsKeyFile          *string         `json:"prometheusMetricsKeyFile,omitempty"`
-	PrometheusMetricsClientAuth       *string         `json:"prometheusMetricsClientAuth,omitempty"`
-	PrometheusGoMetricsEnabled        *bool           `json:"prometheusGoMetricsEnabled,omitempty"`
-	PrometheusProcessMetricsEnabled   *bool           `json:"prometheusProcessMetricsEnabled,omitempty"`
-	PrometheusWireGuardMetricsEnabled *bool           `json:"prometheusWireGuardMetricsEnabled,omitempty"`
-	FeatureDetectOverride             *string         `json:"featureDetectOverride,omitempty"`
-	FeatureGates                      *string         `json:"featureGates,omitempty"`
-	DebugDisableLogDropping           *bool           `json:"debugDisableLogDropping,omitempty"`
-	DebugHost                         *string         `json:"debugHost,omitempty"`
-	DebugPort                         *int            `json:"debugPort,omitempty"`
-	DebugMemoryProfilePath            *string         `json:"debugMemoryProfilePath,omitempty"`
-	DebugSimulateCalcGraphHangAfter   *Duration       `json:"debugSimulateCalcGraphHangAfter,omitempty"`
-	DebugSimulateDataplaneHangAfter   *Duration       `json:"debugSimulateDataplaneHangAfter,omitempty"`
-	DebugSimulateDataplaneApplyDelay  *Duration       `json:"debugSimulateDataplaneApplyDelay,omitempty"`
-	GoGCThreshold                     *int            `json:"goGCThreshold,omitempty"`
-	GoMaxProcs                        *int            `json:"goMaxProcs,omitempty"`
-	GoMemoryLimitMB                   *int            `json:"goMemoryLimitMB,omitempty"`
-	NetlinkTimeout                    *Duration       `json:"netlinkTimeout,omitempty"`
-	PolicySyncPathPrefix              *string         `json:"policySyncPathPrefix,omitempty"`
-	UsageReportingEnabled             *bool           `json:"usageReportingEnabled,omitempty"`
-	UsageReportingInitialDelay        *Duration       `json:"usageReportingInitialDelay,omitempty"`
-	UsageReportingInterval            *Duration       `json:"usageReportingInterval,omitempty"`
-
-	// Endpoints.
-	InterfacePrefix             *string     `json:"interfacePrefix,omitempty"`
-	InterfaceExclude            *string     `json:"interfaceExclude,omitempty"`
-	InterfaceRefreshInterval    *Duration   `json:"interfaceRefreshInterval,omitempty"`
-	DefaultEndpointToHostAction *string     `json:"defaultEndpointToHostAction,omitempty"` // Drop, Accept or Return
-	FailsafeInboundHostPorts    []ProtoPort `json:"failsafeInboundHostPorts,omitzero"`     // empty: none; nil: the default list
-	FailsafeOutboundHostPorts   []ProtoPort `json:"failsafeOutboundHostPorts,omitzero"`
-	WorkloadSourceSpoofing      *string     `json:"workloadSourceSpoofing,omitempty"` // Disabled or Any
-
-	// Netfilter.
-	IptablesBackend                    *string   `json:"iptablesBackend,omitempty"`
-	IptablesFilterAllowAction          *string   `json:"iptablesFilterAllowAction,omitempty"`
-	IptablesFilterDenyAction           *string   `json:"iptablesFilterDenyAction,omitempty"`
-	IptablesMangleAllowAction          *string   `json:"iptablesMangleAllowAction,omitempty"`
-	IptablesMarkMask                   *uint32   `json:"iptablesMarkMask,omitempty"`
-	IptablesNATOutgoingInterfaceFilter *string   `json:"iptablesNATOutgoingInterfaceFilter,omitempty"`
-	IptablesRefreshInterval            *Duration `json:"iptablesRefreshInterval,omitempty"`
-	IptablesPostWriteCheckInterval     *Duration `json:"iptablesPostWriteCheckInterval,omitempty"`
-	IptablesLockFilePath               *string   `json:"iptablesLockFilePath,omitempty"`
-	IptablesLockTimeout                *Duration `json:"iptablesLockTimeout,omitempty"`
-	IptablesLockProbeInterval          *Duration `json:"iptablesLockProbeInterval,omitempty"`
-	IpsetsRefreshInterval              *Duration `json:"ipsetsRefreshInterval,omitempty"`
-	MaxIpsetSize                       *int      `json:"maxIpsetSize,omitempty"`
-	ChainInsertMode                    *string   `json:"chainInsertMode,omitempty"`
-	DisableConntrackInvalidCheck       *bool     `json:"disableConntrackInvalidCheck,omitempty"`
-	NftablesMode                       *string   `json:"nftablesMode,omitempty"` // Auto, Enabled or Disabled
-	NftablesFlowTableOffload           *string   `json:"nftablesFlowTableOffload,omitempty"`
-	NftablesFilterAllowAction          *string   `json:"nftablesFilterAllowAction,omitempty"`
-	NftablesFilterDenyAction           *string   `json:"nftablesFilterDenyAction,omitempty"`
-	NftablesMangleAllowAction          *string   `json:"nftablesMangleAllowAction,omitempty"`
-	NftablesMarkMask                   *uint32   `json:"nftablesMarkMask,omitempty"`
-	NftablesRefreshInterval            *Duration `json:"nftablesRefreshInterval,omitempty"`
-	GenericXDPEnabled                  *bool     `json:"genericXDPEnabled,omitempty"`
-	XDPEnabled                         *bool     `json:"xdpEnabled,omitempty"`
-	XDPRefreshInterval                 *Duration `json:"xdpRefreshInterval,omitempty"`
-
-	// Routes.
-	DeviceRouteProtocol          *int                 `json:"deviceRouteProtocol,omitempty"`
-	DeviceRouteSourceAddress     *string              `json:"deviceRouteSourceAddress,omitempty"`
-	DeviceRouteSourceAddressIPv6 *string              `json:"deviceRouteSourceAddressIPv6,omitempty"`
-	IPForwarding                 *string              `json:"ipForwarding,omitempty"` // Enabled or Disabled
-	IPv4NormalRoutePriority      *int                 `json:"ipv4NormalRoutePriority,omitempty"`
-	IPv4ElevatedRoutePriority    *int                 `json:"ipv4ElevatedRoutePriority,omitempty"`
-	IPv6NormalRoutePriority      *int                 `json:"ipv6NormalRoutePriority,omitempty"`
-	IPv6ElevatedRoutePriority    *int                 `json:"ipv6ElevatedRoutePriority,omitempty"`
-	ProgramClusterRoutes         *string              `json:"programClusterRoutes,omitempty"`
-	RemoveExternalRoutes         *bool                `json:"removeExternalRoutes,omitempty"`
-	RouteRefreshInterval         *Duration            `json:"routeRefreshInterval,omitempty"`
-	RouteSource                  *string              `json:"routeSource,omitempty"` // CalicoIPAM or WorkloadIPs
-	RouteSyncDisabled            *bool                `json:"routeSyncDisabled,omitempty"`
-	RouteTableRange              *RouteTableRange     `json:"routeTableRange,omitempty"`
-	RouteTableRanges             []RouteTableRangeIDs `json:"routeTableRanges,omitzero"`
-
-	// Encapsulation.
-	IPIPEnabled                    *bool    `json:"ipipEnabled,omitempty"`
-	IPIPMTU                        *int     `json:"ipipMTU,omitempty"`
-	VXLANEnabled                   *bool    `json:"vxlanEnabled,omitempty"`
-	VXLANMTU                       *int     `json:"vxlanMTU,omitempty"`
-	VXLANMTUV6                     *int     `json:"vxlanMTUV6,omitempty"`
-	VXLANPort                      *int     `json:"vxlanPort,omitempty"`
-	VXLANVNI                       *int     `json:"vxlanVNI,omitempty"`
-	AllowVXLANPacketsFromWorkloads *bool    `json:"allowVXLANPacketsFromWorkloads,omitempty"`
-	AllowIPIPPacketsFromWorkloads  *bool    `json:"allowIPIPPacketsFromWorkloads,omitempty"`
-	ExternalNodesList              []string `json:"externalNodesList,omitzero"`
-	MTUIfacePattern                *string  `json:"mtuIfacePattern,omitempty"`
-
-	// NAT and services.
-	KubeNodePortRanges    []IntOrString `json:"kubeNodePortRanges,omitzero"`
-	NATPortRange          *IntOrString  `json:"natPortRange,omitempty"`
-	NATOutgoingAddress    *string       `json:"natOutgoingAddress,omitempty"`
-	NATOutgoingExclusions *string       `json:"natOutgoingExclusions,omitempty"` // IPPoolsOnly or IPPoolsAndHostIPs
-	ServiceLoopPrevention *string       `json:"serviceLoopPrevention,omitempty"` // Drop, Reject or Disabled
-
-	// Status reports.
-	EndpointReportingEnabled *bool     `json:"endpointReportingEnabled,omitempty"`
-	EndpointReportingDelay   *Duration `json:"endpointReportingDelay,omitempty"`
-	EndpointStatusPathPrefix *string   `json:"endpointStatusPathPrefix,omitempty"`
-	ReportingInterval        *Duration `json:"reportingInterval,omitempty"`
-	ReportingTTL             *Duration `json:"reportingTTL,omitempty"`
-
-	// BPF dataplane.
-	BPFAttachType                      *string               `json:"bpfAttachType,omitempty"`
+	NodeSelector                       *string               `json:"nodeSelector,omitempty"`
+	UseInternalDataplaneDriver         *bool                 `json:"useInternalDataplaneDriver,omitempty"`
+	DataplaneDriver                    *string               `json:"dataplaneDriver,omitempty"`
+	DataplaneWatchdogTimeout           *Duration             `json:"dataplaneWatchdogTimeout,omitempty"`
+	IPv6Support                        *bool                 `json:"ipv6Support,omitempty"`
+	RouteRefreshInterval               *Duration             `json:"routeRefreshInterval,omitempty"`
+	InterfaceRefreshInterval           *Duration             `json:"interfaceRefreshInterval,omitempty"`
+	IptablesRefreshInterval            *Duration             `json:"iptablesRefreshInterval,omitempty"`
+	IptablesPostWriteCheckInterval     *Duration             `json:"iptablesPostWriteCheckInterval,omitempty"`
+	IptablesLockFilePath               *string               `json:"iptablesLockFilePath,omitempty"`
+	IptablesLockTimeout                *Duration             `json:"iptablesLockTimeout,omitempty"`
+	IptablesLockProbeInterval          *Duration             `json:"iptablesLockProbeInterval,omitempty"`
+	FeatureDetectOverride              *string               `json:"featureDetectOverride,omitempty"`
+	FeatureGates                       *string               `json:"featureGates,omitempty"`
+	IpsetsRefreshInterval              *Duration             `json:"ipsetsRefreshInterval,omitempty"`
+	MaxIpsetSize                       *int                  `json:"maxIpsetSize,omitempty"`
+	IptablesBackend                    *string               `json:"iptablesBackend,omitempty"`
+	XDPRefreshInterval                 *Duration             `json:"xdpRefreshInterval,omitempty"`
+	NetlinkTimeout                     *Duration             `json:"netlinkTimeout,omitempty"`
+	MetadataAddr                       *string               `json:"metadataAddr,omitempty"`
+	MetadataPort                       *int                  `json:"metadataPort,omitempty"`
+	OpenstackRegion                    *string               `json:"openstackRegion,omitempty"`
+	InterfacePrefix                    *string               `json:"interfacePrefix,omitempty"`
+	InterfaceExclude                   *string               `json:"interfaceExclude,omitempty"`
+	ChainInsertMode                    *string               `json:"chainInsertMode,omitempty"`
+	DefaultEndpointToHostAction        *string               `json:"defaultEndpointToHostAction,omitempty"` // Drop, Accept or Return
+	IptablesFilterAllowAction          *string               `json:"iptablesFilterAllowAction,omitempty"`
+	IptablesMangleAllowAction          *string               `json:"iptablesMangleAllowAction,omitempty"`
+	IptablesFilterDenyAction           *string               `json:"iptablesFilterDenyAction,omitempty"`
+	LogPrefix                          *string               `json:"logPrefix,omitempty"`
+	LogActionRateLimit                 *string               `json:"logActionRateLimit,omitempty"`
+	LogActionRateLimitBurst            *int                  `json:"logActionRateLimitBurst,omitempty"`
+	LogFilePath                        *string               `json:"logFilePath,omitempty"`
+	LogSeverityFile                    *string               `json:"logSeverityFile,omitempty"`
+	LogSeverityScreen                  *string               `json:"logSeverityScreen,omitempty"`
+	LogSeveritySys                     *string               `json:"logSeveritySys,omitempty"`
+	LogDebugFilenameRegex              *string               `json:"logDebugFilenameRegex,omitempty"`
+	IPIPEnabled                        *bool                 `json:"ipipEnabled,omitempty"`
+	IPIPMTU                            *int                  `json:"ipipMTU,omitempty"`
+	VXLANEnabled                       *bool                 `json:"vxlanEnabled,omitempty"`
+	VXLANMTU                           *int                  `json:"vxlanMTU,omitempty"`
+	VXLANMTUV6                         *int                  `json:"vxlanMTUV6,omitempty"`
+	VXLANPort                          *int                  `json:"vxlanPort,omitempty"`
+	VXLANVNI                           *int                  `json:"vxlanVNI,omitempty"`
+	AllowVXLANPacketsFromWorkloads     *bool                 `json:"allowVXLANPacketsFromWorkloads,omitempty"`
+	AllowIPIPPacketsFromWorkloads      *bool                 `json:"allowIPIPPacketsFromWorkloads,omitempty"`
+	ReportingInterval                  *Duration             `json:"reportingInterval,omitempty"`
+	ReportingTTL                       *Duration             `json:"reportingTTL,omitempty"`
+	EndpointReportingEnabled           *bool                 `json:"endpointReportingEnabled,omitempty"`
+	EndpointReportingDelay             *Duration             `json:"endpointReportingDelay,omitempty"`
+	EndpointStatusPathPrefix           *string               `json:"endpointStatusPathPrefix,omitempty"`
+	IptablesMarkMask                   *uint32               `json:"iptablesMarkMask,omitempty"`
+	DisableConntrackInvalidCheck       *bool                 `json:"disableConntrackInvalidCheck,omitempty"`
+	HealthEnabled                      *bool                 `json:"healthEnabled,omitempty"`
+	HealthHost                         *string               `json:"healthHost,omitempty"`
+	HealthPort                         *int                  `json:"healthPort,omitempty"`
+	HealthTimeoutOverrides             []HealthTimeout       `json:"healthTimeoutOverrides,omitzero"`
+	PrometheusMetricsEnabled           *bool                 `json:"prometheusMetricsEnabled,omitempty"`
+	PrometheusMetricsHost              *string               `json:"prometheusMetricsHost,omitempty"`
+	PrometheusMetricsPort              *int                  `json:"prometheusMetricsPort,omitempty"`
+	PrometheusMetricsCAFile            *string               `json:"prometheusMetricsCAFile,omitempty"`
+	PrometheusMetricsCertFile          *string               `json:"prometheusMetricsCertFile,omitempty"`
+	PrometheusMetricsKeyFile           *string               `json:"prometheusMetricsKeyFile,omitempty"`
+	PrometheusMetricsClientAuth        *string               `json:"prometheusMetricsClientAuth,omitempty"`
+	PrometheusGoMetricsEnabled         *bool                 `json:"prometheusGoMetricsEnabled,omitempty"`
+	PrometheusProcessMetricsEnabled    *bool                 `json:"prometheusProcessMetricsEnabled,omitempty"`
+	PrometheusWireGuardMetricsEnabled  *bool                 `json:"prometheusWireGuardMetricsEnabled,omitempty"`
+	FailsafeInboundHostPorts           []ProtoPort           `json:"failsafeInboundHostPorts,omitzero"` // empty: none; nil: the default list
+	FailsafeOutboundHostPorts          []ProtoPort           `json:"failsafeOutboundHostPorts,omitzero"`
+	KubeNodePortRanges                 []IntOrString         `json:"kubeNodePortRanges,omitzero"`
+	PolicySyncPathPrefix               *string               `json:"policySyncPathPrefix,omitempty"`
+	UsageReportingEnabled              *bool                 `json:"usageReportingEnabled,omitempty"`
+	UsageReportingInitialDelay         *Duration             `json:"usageReportingInitialDelay,omitempty"`
+	UsageReportingInterval             *Duration             `json:"usageReportingInterval,omitempty"`
+	NATPortRange                       *IntOrString          `json:"natPortRange,omitempty"`
+	NATOutgoingAddress                 *string               `json:"natOutgoingAddress,omitempty"`
+	NATOutgoingExclusions              *string               `json:"natOutgoingExclusions,omitempty"` // IPPoolsOnly or IPPoolsAndHostIPs
+	DeviceRouteSourceAddress           *string               `json:"deviceRouteSourceAddress,omitempty"`
+	DeviceRouteSourceAddressIPv6       *string               `json:"deviceRouteSourceAddressIPv6,omitempty"`
+	DeviceRouteProtocol                *int                  `json:"deviceRouteProtocol,omitempty"`
+	RemoveExternalRoutes               *bool                 `json:"removeExternalRoutes,omitempty"`
+	ProgramClusterRoutes               *string               `json:"programClusterRoutes,omitempty"`
+	IPForwarding                       *string               `json:"ipForwarding,omitempty"` // Enabled or Disabled
+	IPv4NormalRoutePriority            *int                  `json:"ipv4NormalRoutePriority,omitempty"`
+	IPv4ElevatedRoutePriority          *int                  `json:"ipv4ElevatedRoutePriority,omitempty"`
+	IPv6NormalRoutePriority            *int                  `json:"ipv6NormalRoutePriority,omitempty"`
+	IPv6ElevatedRoutePriority          *int                  `json:"ipv6ElevatedRoutePriority,omitempty"`
+	ExternalNodesList                  []string              `json:"externalNodesList,omitzero"`
+	DebugMemoryProfilePath             *string               `json:"debugMemoryProfilePath,omitempty"`
+	DebugDisableLogDropping            *bool                 `json:"debugDisableLogDropping,omitempty"`
+	DebugSimulateCalcGraphHangAfter    *Duration             `json:"debugSimulateCalcGraphHangAfter,omitempty"`
+	DebugSimulateDataplaneHangAfter    *Duration             `json:"debugSimulateDataplaneHangAfter,omitempty"`
+	DebugSimulateDataplaneApplyDelay   *Duration             `json:"debugSimulateDataplaneApplyDelay,omitempty"`
+	DebugHost                          *string               `json:"debugHost,omitempty"`
+	DebugPort                          *int                  `json:"debugPort,omitempty"`
+	IptablesNATOutgoingInterfaceFilter *string               `json:"iptablesNATOutgoingInterfaceFilter,omitempty"`
+	SidecarAccelerationEnabled         *bool                 `json:"sidecarAccelerationEnabled,omitempty"`
+	XDPEnabled                         *bool                 `json:"xdpEnabled,omitempty"`
+	GenericXDPEnabled                  *bool                 `json:"genericXDPEnabled,omitempty"`
+	NftablesMode                       *string               `json:"nftablesMode,omitempty"` // Auto, Enabled or Disabled
+	NftablesFlowTableOffload           *string               `json:"nftablesFlowTableOffload,omitempty"`
+	NftablesRefreshInterval            *Duration             `json:"nftablesRefreshInterval,omitempty"`
+	NftablesFilterAllowAction          *string               `json:"nftablesFilterAllowAction,omitempty"`
+	NftablesMangleAllowAction          *string               `json:"nftablesMangleAllowAction,omitempty"`
+	NftablesFilterDenyAction           *string               `json:"nftablesFilterDenyAction,omitempty"`
+	NftablesMarkMask                   *uint32               `json:"nftablesMarkMask,omitempty"`
+	BPFEnabled                         *bool                 `json:"bpfEnabled,omitempty"`
+	BPFDisableUnprivileged             *bool                 `json:"bpfDisableUnprivileged,omitempty"`
+	BPFLogLevel                        *string               `json:"bpfLogLevel,omitempty"`
+	BPFConntrackLogLevel               *string               `json:"bpfConntrackLogLevel,omitempty"`
+	BPFConntrackMode                   *string               `json:"bpfConntrackMode,omitempty"` // its name up to v3.31
+	BPFConntrackTimeouts               *BPFConntrackTimeouts `json:"bpfConntrackTimeouts,omitempty"`
+	BPFLogFilters                      map[string]string     `json:"bpfLogFilters,omitempty"`
 	BPFCTLBLogFilter                   *string               `json:"bpfCTLBLogFilter,omitempty"`
 	BPFConntrackCleanupMode            *string               `json:"bpfConntrackCleanupMode,omitempty"`
-	BPFConntrackMode                   *string               `json:"bpfConntrackMode,omitempty"` // its name up to v3.31
-	BPFConntrackLogLevel               *string               `json:"bpfConntrackLogLevel,omitempty"`
-	BPFConntrackTimeouts               *BPFConntrackTimeouts `json:"bpfConntrackTimeouts,omitempty"`
 	BPFDataIfacePattern                *string               `json:"bpfDataIfacePattern,omitempty"`
-	BPFDisableGROForIfaces             *string               `json:"bpfDisableGROForIfaces,omitempty"`
-	BPFDisableUnprivileged             *bool                 `json:"bpfDisableUnprivileged,omitempty"`
-	BPFDSROptoutCIDRs                  []string              `json:"bpfDSROptoutCIDRs,omitzero"`
-	BPFEnabled                         *bool                 `json:"bpfEnabled,omitempty"`
-	BPFEnforceRPF                      *string               `json:"bpfEnforceRPF,omitempty"`
-	BPFExcludeCIDRsFromNAT             []string              `json:"bpfExcludeCIDRsFromNAT,omitzero"`
-	BPFExportBufferSizeMB              *int                  `json:"bpfExportBufferSizeMB,omitempty"`
-	BPFExtToServiceConnmark            *int                  `json:"bpfExtToServiceConnmark,omitempty"`
-	BPFExternalServiceMode             *string               `json:"bpfExternalServiceMode,omitempty"`
-	BPFForceTrackPacketsFromIfaces     []string              `json:"bpfForceTrackPacketsFromIfaces,omitzero"`
-	BPFHostConntrackBypass             *bool                 `json:"bpfHostConntrackBypass,omitempty"`
-	BPFJITHardening                    *string               `json:"bpfJITHardening,omitempty"`
-	BPFKubeProxyEndpointSlicesEnabled  *bool                 `json:"bpfKubeProxyEndpointSlicesEnabled,omitempty"`
-	BPFKubeProxyHealthzPort            *int                  `json:"bpfKubeProxyHealthzPort,omitempty"`
-	BPFKubeProxyIptablesCleanupEnabled *bool                 `json:"bpfKubeProxyIptablesCleanupEnabled,omitempty"`
-	BPFKubeProxyMinSyncPeriod          *Duration             `json:"bpfKubeProxyMinSyncPeriod,omitempty"`
 	BPFL3IfacePattern                  *string               `json:"bpfL3IfacePattern,omitempty"`
-	BPFLogFilters                      map[string]string     `json:"bpfLogFilters,omitempty"`
-	BPFLogLevel                        *string               `json:"bpfLogLevel,omitempty"`
-	BPFConnectTimeLoadBalancing        *string               `json:"bpfConnectTimeLoadBalancing,omitempty"`
 	BPFConnectTimeLoadBalancingEnabled *bool                 `json:"bpfConnectTimeLoadBalancingEnabled,omitempty"`
+	BPFConnectTimeLoadBalancing        *string               `json:"bpfConnectTimeLoadBalancing,omitempty"`
 	BPFHostNetworkedNATWithoutCTLB     *string               `json:"bpfHostNetworkedNATWithoutCTLB,omitempty"`
 	BPFMaglevMaxEndpointsPerService    *int                  `json:"bpfMaglevMaxEndpointsPerService,omitempty"`
 	BPFMaglevMaxServices               *int                  `json:"bpfMaglevMaxServices,omitempty"`
-	BPFMapSizeConntrack                *int                  `json:"bpfMapSizeConntrack,omitempty"`
-	BPFMapSizeConntrackCleanupQueue    *int                  `json:"bpfMapSizeConntrackCleanupQueue,omitempty"`
-	BPFMapSizeConntrackScaling         *string               `json:"bpfMapSizeConntrackScaling,omitempty"`
-	BPFMapSizeIfState                  *int                  `json:"bpfMapSizeIfState,omitempty"`
-	BPFMapSizeIPSets                   *int                  `json:"bpfMapSizeIPSets,omitempty"`
-	BPFMapSizeNATAffinity              *int                  `json:"bpfMapSizeNATAffinity,omitempty"`
-	BPFMapSizeNATBackend               *int                  `json:"bpfMapSizeNATBackend,omitempty"`
-	BPFMapSizeNATFrontend              *int                  `json:"bpfMapSizeNATFrontend,omitempty"`
-	BPFMapSizePerCPUConntrack          *int                  `json:"bpfMapSizePerCpuConntrack,omitempty"`
-	BPFMapSizeRoute                    *int                  `json:"bpfMapSizeRoute,omitempty"`
-	BPFPolicyDebugEnabled              *bool                 `json:"bpfPolicyDebugEnabled,omitempty"`
-	BPFProfiling                       *string               `json:"bpfProfiling,omitempty"`
+	BPFExternalServiceMode             *string               `json:"bpfExternalServiceMode,omitempty"`
+	BPFDSROptoutCIDRs                  []string              `json:"bpfDSROptoutCIDRs,omitzero"`
+	BPFExtToServiceConnmark            *int                  `json:"bpfExtToServiceConnmark,omitempty"`
+	BPFKubeProxyIptablesCleanupEnabled *bool                 `json:"bpfKubeProxyIptablesCleanupEnabled,omitempty"`
+	BPFKubeProxyMinSyncPeriod          *Duration             `json:"bpfKubeProxyMinSyncPeriod,omitempty"`
+	BPFKubeProxyEndpointSlicesEnabled  *bool                 `json:"bpfKubeProxyEndpointSlicesEnabled,omitempty"`
+	BPFKubeProxyHealthzPort            *int                  `json:"bpfKubeProxyHealthzPort,omitempty"`
 	BPFPSNATPorts                      *IntOrString          `json:"bpfPSNATPorts,omitempty"`
+	BPFMapSizeNATFrontend              *int                  `json:"bpfMapSizeNATFrontend,omitempty"`
+	BPFMapSizeNATBackend               *int                  `json:"bpfMapSizeNATBackend,omitempty"`
+	BPFMapSizeNATAffinity              *int                  `json:"bpfMapSizeNATAffinity,omitempty"`
+	BPFMapSizeRoute                    *int                  `json:"bpfMapSizeRoute,omitempty"`
+	BPFMapSizeConntrack                *int                  `json:"bpfMapSizeConntrack,omitempty"`
+	BPFMapSizePerCPUConntrack          *int                  `json:"bpfMapSizePerCpuConntrack,omitempty"`
+	BPFMapSizeConntrackScaling         *string               `json:"bpfMapSizeConntrackScaling,omitempty"`
+	BPFMapSizeConntrackCleanupQueue    *int                  `json:"bpfMapSizeConntrackCleanupQueue,omitempty"`
+	BPFMapSizeIPSets                   *int                  `json:"bpfMapSizeIPSets,omitempty"`
+	BPFMapSizeIfState                  *int                  `json:"bpfMapSizeIfState,omitempty"`
+	BPFHostConntrackBypass             *bool                 `json:"bpfHostConntrackBypass,omitempty"`
+	BPFJITHardening                    *string               `json:"bpfJITHardening,omitempty"`
+	BPFEnforceRPF                      *string               `json:"bpfEnforceRPF,omitempty"`
+	BPFPolicyDebugEnabled              *bool                 `json:"bpfPolicyDebugEnabled,omitempty"`
+	BPFForceTrackPacketsFromIfaces     []string              `json:"bpfForceTrackPacketsFromIfaces,omitzero"`
+	BPFDisableGROForIfaces             *string               `json:"bpfDisableGROForIfaces,omitempty"`
+	BPFExcludeCIDRsFromNAT             []string              `json:"bpfExcludeCIDRsFromNAT,omitzero"`
+	BPFExportBufferSizeMB              *int                  `json:"bpfExportBufferSizeMB,omitempty"`
+	CgroupV2Path                       *string               `json:"cgroupV2Path,omitempty"`
+	IstioAmbientMode                   *string               `json:"istioAmbientMode,omitempty"`
+	IstioDSCPMark                      *IntOrString          `json:"istioDSCPMark,omitempty"`
+	KubeMasqueradeBit                  *int                  `json:"kubeMasqueradeBit,omitempty"`
+	FlowLogsPolicyEvaluationMode       *string               `json:"flowLogsPolicyEvaluationMode,omitempty"`
 	BPFRedirectToPeer                  *string               `json:"bpfRedirectToPeer,omitempty"`
-
-	// WireGuard.
-	WireguardEnabled               *bool     `json:"wireguardEnabled,omitempty"`
-	WireguardEnabledV6             *bool     `json:"wireguardEnabledV6,omitempty"`
-	WireguardHostEncryptionEnabled *bool     `json:"wireguardHostEncryptionEnabled,omitempty"`
-	WireguardInterfaceName         *string   `json:"wireguardInterfaceName,omitempty"`
-	WireguardInterfaceNameV6       *string   `json:"wireguardInterfaceNameV6,omitempty"`
-	WireguardKeepAlive             *Duration `json:"wireguardKeepAlive,omitempty"`
-	WireguardListeningPort         *int      `json:"wireguardListeningPort,omitempty"`
-	WireguardListeningPortV6       *int      `json:"wireguardListeningPortV6,omitempty"`
-	WireguardMTU                   *int      `json:"wireguardMTU,omitempty"`
-	WireguardMTUV6                 *int      `json:"wireguardMTUV6,omitempty"`
-	WireguardRoutingRulePriority   *int      `json:"wireguardRoutingRulePriority,omitempty"`
-	WireguardThreadingEnabled      *bool     `json:"wireguardThreadingEnabled,omitempty"`
-
-	// Flow logs and other platforms.
-	FlowLogsCollectorDebugTrace  *bool        `json:"flowLogsCollectorDebugTrace,omitempty"`
-	FlowLogsFlushInterval        *Duration    `json:"flowLogsFlushInterval,omitempty"`
-	FlowLogsGoldmaneServer       *string      `json:"flowLogsGoldmaneServer,omitempty"`
-	FlowLogsLocalReporter        *string      `json:"flowLogsLocalReporter,omitempty"`
-	FlowLogsPolicyEvaluationMode *string      `json:"flowLogsPolicyEvaluationMode,omitempty"`
-	AWSSrcDstCheck               *string      `json:"awsSrcDstCheck,omitempty"` // DoNothing, Enable or Disable
-	CgroupV2Path                 *string      `json:"cgroupV2Path,omitempty"`
-	IstioAmbientMode             *string      `json:"istioAmbientMode,omitempty"`
-	IstioDSCPMark                *IntOrString `json:"istioDSCPMark,omitempty"`
-	KubeMasqueradeBit            *int         `json:"kubeMasqueradeBit,omitempty"`
-	MetadataAddr                 *string      `json:"metadataAddr,omitempty"`
-	MetadataPort                 *int         `json:"metadataPort,omitempty"`
-	OpenstackRegion              *string      `json:"openstackRegion,omitempty"`
-	RequireMTUFile               *bool        `json:"requireMTUFile,omitempty"`
-	ServiceLoadBalancerMode      *string      `json:"serviceLoadBalancerMode,omitempty"`
-	SidecarAccelerationEnabled   *bool        `json:"sidecarAccelerationEnabled,omitempty"`
-	WindowsManageFirewallRules   *string      `json:"windowsManageFirewallRules,omitempty"`
-	WindowsNetworkName           *string      `json:"windowsNetworkName,omitempty"`
-
-	FloatingIPs *string `json:"floatingIPs,omitempty"` // Enabled or Disabled
+	BPFAttachType                      *string               `json:"bpfAttachType,omitempty"`
+	FlowLogsFlushInterval              *Duration             `json:"flowLogsFlushInterval,omitempty"`
+	FlowLogsCollectorDebugTrace        *bool                 `json:"flowLogsCollectorDebugTrace,omitempty"`
+	FlowLogsGoldmaneServer             *string               `json:"flowLogsGoldmaneServer,omitempty"`
+	FlowLogsLocalReporter              *string               `json:"flowLogsLocalReporter,omitempty"`
+	BPFProfiling                       *string               `json:"bpfProfiling,omitempty"`
+	RouteSource                        *string               `json:"routeSource,omitempty"` // CalicoIPAM or WorkloadIPs
+	RouteTableRanges                   []RouteTableRangeIDs  `json:"routeTableRanges,omitzero"`
+	RouteTableRange                    *RouteTableRange      `json:"routeTableRange,omitempty"`
+	RouteSyncDisabled                  *bool                 `json:"routeSyncDisabled,omitempty"`
+	WireguardEnabled                   *bool                 `json:"wireguardEnabled,omitempty"`
+	WireguardEnabledV6                 *bool                 `json:"wireguardEnabledV6,omitempty"`
+	WireguardThreadingEnabled          *bool                 `json:"wireguardThreadingEnabled,omitempty"`
+	WireguardListeningPort             *int                  `json:"wireguardListeningPort,omitempty"`
+	WireguardListeningPortV6           *int                  `json:"wireguardListeningPortV6,omitempty"`
+	WireguardRoutingRulePriority       *int                  `json:"wireguardRoutingRulePriority,omitempty"`
+	WireguardInterfaceName             *string               `json:"wireguardInterfaceName,omitempty"`
+	WireguardInterfaceNameV6           *string               `json:"wireguardInterfaceNameV6,omitempty"`
+	WireguardMTU                       *int                  `json:"wireguardMTU,omitempty"`
+	WireguardMTUV6                     *int                  `json:"wireguardMTUV6,omitempty"`
+	WireguardHostEncryptionEnabled     *bool                 `json:"wireguardHostEncryptionEnabled,omitempty"`
+	WireguardKeepAlive                 *Duration             `json:"wireguardKeepAlive,omitempty"`
+	AWSSrcDstCheck                     *string               `json:"awsSrcDstCheck,omitempty"`         // DoNothing, Enable or Disable
+	ServiceLoopPrevention              *string               `json:"serviceLoopPrevention,omitempty"`  // Drop, Reject or Disabled
+	WorkloadSourceSpoofing             *string               `json:"workloadSourceSpoofing,omitempty"` // Disabled or Any
+	MTUIfacePattern                    *string               `json:"mtuIfacePattern,omitempty"`
+	FloatingIPs                        *string               `json:"floatingIPs,omitempty"` // Enabled or Disabled
+	WindowsManageFirewallRules         *string               `json:"windowsManageFirewallRules,omitempty"`
+	WindowsNetworkName                 *string               `json:"windowsNetworkName,omitempty"`
+	GoGCThreshold                      *int                  `json:"goGCThreshold,omitempty"`
+	GoMemoryLimitMB                    *int                  `json:"goMemoryLimitMB,omitempty"`
+	GoMaxProcs                         *int                  `json:"goMaxProcs,omitempty"`
+	RequireMTUFile                     *bool                 `json:"requireMTUFile,omitempty"`
+	ServiceLoadBalancerMode            *string               `json:"serviceLoadBalancerMode,omitempty"`
 }
 
 // ProtoPort is one failsafe port: protocol, port and the CIDR of the far end

@@ -57,12 +57,12 @@ func goldens() []golden {
 		{
 			"BGPConfiguration",
 			`{"kind":"BGPConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"nodeToNodeMeshEnabled":true,"asNumber":64512,"listenPort":179,"bindMode":"None","serviceClusterIPs":[{"cidr":"10.96.0.0/12"}],"communities":[{"name":"c1","value":"64512:100"}],"prefixAdvertisements":[{"cidr":"192.168.0.0/16","communities":["c1","64512:200"]}],"nodeMeshMaxRestartTime":"120s","ignoredInterfaces":["dummy*"],"programClusterRoutes":"EnabledNoEncapOnly"}}`,
-			`{"kind":"BGPConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"logSeverityScreen":"Info","nodeToNodeMeshEnabled":true,"asNumber":64512,"listenPort":179,"bindMode":"None","serviceClusterIPs":[{"cidr":"10.96.0.0/12"}],"serviceLoadBalancerAggregation":"Enabled","communities":[{"name":"c1","value":"64512:100"}],"prefixAdvertisements":[{"cidr":"192.168.0.0/16","communities":["c1","64512:200"]}],"nodeMeshMaxRestartTime":"2m0s","ignoredInterfaces":["dummy*"],"programClusterRoutes":"EnabledNoEncapOnly"}}`,
+			`{"kind":"BGPConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"logSeverityScreen":"Info","nodeToNodeMeshEnabled":true,"asNumber":64512,"serviceClusterIPs":[{"cidr":"10.96.0.0/12"}],"serviceLoadBalancerAggregation":"Enabled","communities":[{"name":"c1","value":"64512:100"}],"prefixAdvertisements":[{"cidr":"192.168.0.0/16","communities":["c1","64512:200"]}],"listenPort":179,"nodeMeshMaxRestartTime":"2m0s","bindMode":"None","ignoredInterfaces":["dummy*"],"programClusterRoutes":"EnabledNoEncapOnly"}}`,
 		},
 		{
 			"FelixConfiguration",
 			`{"kind":"FelixConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"logSeverityScreen":"Info","reportingInterval":"0s","failsafeInboundHostPorts":[]}}`,
-			`{"kind":"FelixConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"logSeverityScreen":"Info","failsafeInboundHostPorts":[],"nftablesMode":"Auto","nftablesFlowTableOffload":"Disabled","reportingInterval":"0s","bpfLogLevel":"","bpfConnectTimeLoadBalancing":"TCP","bpfHostNetworkedNATWithoutCTLB":"Enabled","floatingIPs":"Disabled"}}`,
+			`{"kind":"FelixConfiguration","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"logSeverityScreen":"Info","reportingInterval":"0s","failsafeInboundHostPorts":[],"nftablesMode":"Auto","nftablesFlowTableOffload":"Disabled","bpfLogLevel":"","bpfConnectTimeLoadBalancing":"TCP","bpfHostNetworkedNATWithoutCTLB":"Enabled","floatingIPs":"Disabled"}}`,
 		},
 		{
 			"ClusterInformation",
@@ -326,5 +326,22 @@ func fill(v reflect.Value, depth int) {
 		v.SetFloat(2.5)
 	default:
 		panic("no value for " + v.Type().String())
+	}
+}
+
+// Every parameter can be asked whether it is served, whatever it holds.
+func TestUnservedKnowsEveryParameter(t *testing.T) {
+	f := &FelixConfiguration{}
+	if got := f.Unserved(); len(got) != 0 {
+		t.Errorf("nothing set, but %v", got)
+	}
+	fill(reflect.ValueOf(f).Elem(), 0)
+	if got, all := f.Unserved(), fieldsOf(reflect.TypeFor[FelixConfigurationSpec]()); len(got) != len(all)-len(servedParameters()) {
+		t.Errorf("%d of %d parameters are not served", len(got), len(all))
+	}
+	for _, name := range servedParameters() {
+		if _, ok := lookup(fieldsOf(reflect.TypeFor[FelixConfigurationSpec]()), name); !ok {
+			t.Errorf("%s is served but is no parameter", name)
+		}
 	}
 }

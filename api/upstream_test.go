@@ -146,3 +146,14 @@ func TestUpstreamFields(t *testing.T) {
 		}
 	}
 }
+
+// What is stored has its fields in the order of Calico's types.
+func TestUpstreamOrder(t *testing.T) {
+	for _, k := range api.Kinds() {
+		if theirs := upstream(k.Name); theirs != nil {
+			for _, field := range api.OrderOf(reflect.TypeOf(theirs), k) {
+				t.Errorf("%s%s stands too early", k.Name, field)
+			}
+		}
+	}
+}
