@@ -26,6 +26,7 @@ type pipeline struct {
 	speaker *bgp.Speaker
 	opts    Options
 	wake    chan struct{}
+	secrets string // directory of passwords
 
 	addressKick chan struct{}    // an address or link changed
 	onStore     func(error)      // told of every batch; set before run
@@ -45,7 +46,7 @@ type pipeline struct {
 
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
 	return &pipeline{
-		core: core, tables: t, speaker: s, opts: o,
+		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir,
 		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
 }
@@ -79,6 +80,8 @@ func (p *pipeline) linksChanged(links []autodetect.Interface, mtu int) {
 func (p *pipeline) run(ctx context.Context) error {
 	// Routes learnt by BGP stay until the speaker has heard its peers again.
 	p.tables.routes.HoldDeletes(func(_ desired.RouteKey, r desired.Route) bool { return r.Proto == desired.ProtoBGP })
+	secrets := time.NewTicker(secretsInterval)
+	defer secrets.Stop()
 	converge := time.NewTicker(200 * time.Millisecond)
 	defer converge.Stop()
 	held := true
@@ -93,6 +96,8 @@ func (p *pipeline) run(ctx context.Context) error {
 			p.pending.Learnt = nonNil(p.speaker.Best())
 			p.mu.Unlock()
 			p.round(ctx)
+		case <-secrets.C:
+			p.rereadSecrets(ctx)
 		case <-converge.C:
 		}
 		if held && p.settled() {
@@ -137,7 +142,8 @@ func (p *pipeline) round(ctx context.Context) {
 		p.mu.Unlock()
 		return
 	}
-	p.publish(state, p.program(ctx, state))
+	err := p.program(ctx, &state)
+	p.publish(state, err)
 	for _, w := range waiters {
 		close(w)
 	}
@@ -149,17 +155,29 @@ func (p *pipeline) round(ctx context.Context) {
 }
 
 // program hands the state on; while the datastore is locked nothing changes.
-func (p *pipeline) program(ctx context.Context, state calc.State) error {
+func (p *pipeline) program(ctx context.Context, state *calc.State) error {
 	if state.Locked {
 		return nil
 	}
 	p.tables.sysctls.Set(state.Sysctls)
-	p.tables.setTunnels(ctx, state)
+	p.tables.setTunnels(ctx, *state)
 	p.tables.routes.Set(state.Routes)
 	if !p.opts.BGP {
 		return nil
 	}
-	return p.speaker.Set(state.BGP)
+	cfg, missing := withPasswords(p.secrets, state.BGP, state.Secrets)
+	state.Problems = append(state.Problems, missing...)
+	return p.speaker.Set(cfg)
+}
+
+// rereadSecrets puts passwords in force that were changed on the disk.
+func (p *pipeline) rereadSecrets(ctx context.Context) {
+	p.mu.Lock()
+	uses := len(p.state.Secrets) > 0
+	p.mu.Unlock()
+	if uses {
+		p.round(ctx)
+	}
 }
 
 func (p *pipeline) publish(state calc.State, bgpErr error) {

@@ -24,6 +24,7 @@ type host struct {
 	them string
 	us6  string
 	dir  string
+	link netlink.Link // our end
 }
 
 func newHost(t *testing.T, n int) *host {
@@ -53,6 +54,7 @@ func newHost(t *testing.T, n int) *host {
 			t.Fatal(err)
 		}
 	}
+	h.link = veth
 	if err := netlink.LinkSetUp(veth); err != nil {
 		t.Fatal(err)
 	}
