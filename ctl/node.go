@@ -18,7 +18,7 @@ import (
 func (a *app) nodeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Run and inspect this host's agent"}
 	group(c)
-	c.AddCommand(a.nodeStatusCommand())
+	c.AddCommand(a.nodeStatusCommand(), a.nodeDiagsCommand(), a.checksystemCommand())
 	c.AddCommand(a.NodeCommands...)
 	return c
 }

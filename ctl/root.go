@@ -33,6 +33,7 @@ type Options struct {
 	Environ   func(string) string // nil means os.Getenv
 	OpenStore func(ctx context.Context, c config.Config, log *slog.Logger) (datastore.Store, error)
 	Status    func(ctx context.Context, socket string) (*agentapi.Status, error)
+	Inspect   func(kernelConfig string) (*System, error) // what checksystem reports on
 	Now       func() time.Time
 
 	Commands     []*cobra.Command // further verbs: lab, cni, ...
@@ -97,7 +98,7 @@ func newApp(o Options) (*app, *cobra.Command) {
 	root.AddCommand(
 		a.getCommand(), a.createCommand(), a.applyCommand(), a.replaceCommand(), a.deleteCommand(), a.validateCommand(),
 		a.patchCommand(), a.labelCommand(), a.diffCommand(),
-		a.nodeCommand(), a.ipamCommand(), a.datastoreCommand(), a.versionCommand(),
+		a.nodeCommand(), a.ipamCommand(), a.datastoreCommand(), a.clusterCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.Commands...)
 	wrapArgs(root)
@@ -127,6 +128,9 @@ func (o Options) withDefaults() Options {
 		o.Status = func(ctx context.Context, socket string) (*agentapi.Status, error) {
 			return agentapi.NewClient(socket).Status(ctx)
 		}
+	}
+	if o.Inspect == nil {
+		o.Inspect = inspect
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -232,7 +236,7 @@ func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, err
 		return nil, nil, exit.New(exit.Input, "", err)
 	}
 	if err == nil {
-		err = probe(ctx, store)
+		err = answers(ctx, store)
 	}
 	if err != nil {
 		return nil, nil, a.storeError(c, err)
@@ -240,9 +244,9 @@ func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, err
 	return store, log, nil
 }
 
-// probe asks the store something, so that a datastore that does not answer is
+// answers asks the store something, so that a datastore that does not answer is
 // one error with one remedy, whatever the verb.
-func probe(ctx context.Context, s datastore.Store) error {
+func answers(ctx context.Context, s datastore.Store) error {
 	_, err := s.Get(ctx, datastore.Key{Kind: "ClusterInformation", Name: "default"})
 	if err == nil || errors.Is(err, datastore.ErrNotFound) {
 		return nil
