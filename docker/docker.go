@@ -60,6 +60,7 @@ type Endpoints interface {
 	DetachPort(ctx context.Context, port string) error
 	LabelPort(ctx context.Context, port string, labels map[string]string) error
 	PortAddresses(ctx context.Context) (map[netip.Addr]bool, error)
+	IdlePorts(ctx context.Context, before time.Time) ([]string, error)
 }
 
 // Config is what a Server is made of. Endpoints, IPAM, Store, Node, StateDir and Log must be set.
@@ -112,7 +113,6 @@ type Server struct {
 	background sync.WaitGroup  // label polls
 	life       context.Context // of background work; ends with Serve
 	end        context.CancelFunc
-	sandboxes  sandboxes
 }
 
 // Listen creates the sockets. Files left by a dead agent are replaced. A name at which another program answers is left

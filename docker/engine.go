@@ -87,6 +87,21 @@ func (e *engine) containerOf(ctx context.Context, networkID, endpointID string) 
 	return container{}, errNoContainer
 }
 
+// endpoints are the IDs of all endpoints of this host's containers.
+func (e *engine) endpoints(ctx context.Context) (map[string]bool, error) {
+	all, err := get[[]container](ctx, e, "/containers/json?all=1")
+	if err != nil {
+		return nil, err
+	}
+	ids := map[string]bool{}
+	for _, c := range all {
+		for _, n := range c.NetworkSettings.Networks {
+			ids[n.EndpointID] = true
+		}
+	}
+	return ids, nil
+}
+
 // hasClusterStore reports whether the dockerd with the process ID keeps its networks in a cluster store: by its
 // command line, or its configuration file. Its API could not be asked: dockerd wants to know the scope while it starts.
 func hasClusterStore(pid int) bool {

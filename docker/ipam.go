@@ -222,12 +222,12 @@ func (s *Server) release(ctx context.Context, a ipam.Allocation) error {
 	return nil
 }
 
-// collectAge is how old an address without endpoint must be before it is taken for forgotten: dockerd asks for the
-// endpoint right after it has the address, and retries for 15 s (spec/docker-kubernetes.md §1.3).
-const collectAge = 5 * time.Minute
+// collectAge is how old something unused must be before it is taken for forgotten: dockerd asks for the endpoint right
+// after it has the address, and retries for 15 s (spec/docker-kubernetes.md §1.3).
+const collectAge = 2 * time.Minute
 
-// collect gives back, again and again, addresses that Docker asked for and then forgot: dockerd or the agent was killed
-// in between, or the datastore did not answer when one was released.
+// collect gives back, again and again, what Docker asked for and then forgot: dockerd or the agent was killed in between,
+// or the datastore did not answer.
 func (s *Server) collect(ctx context.Context) error {
 	tick := time.NewTicker(s.Collect)
 	defer tick.Stop()
@@ -236,16 +236,39 @@ func (s *Server) collect(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case now := <-tick.C:
-			if err := s.collectOnce(ctx, now.Add(-collectAge)); err != nil && ctx.Err() == nil {
-				s.Log.Warn("forgotten addresses of Docker could not be looked for", "err", err)
+			before := now.Add(-collectAge)
+			err := errors.Join(s.collectPorts(ctx, before), s.collectAddresses(ctx, before))
+			if err != nil && ctx.Err() == nil {
+				s.Log.Warn("what Docker forgot could not be looked for", "err", err)
 			}
 		}
 	}
 }
 
-// collectOnce releases the addresses assigned before the given time that are neither a port's nor a network's own. The
+// collectPorts detaches the ports made before the given time that are in no container and that Docker does not know: the
+// container was removed while the agent did not run. While Docker does not answer nothing is detached.
+func (s *Server) collectPorts(ctx context.Context, before time.Time) error {
+	idle, err := s.Endpoints.IdlePorts(ctx, before)
+	if err != nil || len(idle) == 0 {
+		return err
+	}
+	known, err := s.engine.endpoints(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, port := range idle {
+		if !known[port] {
+			s.Log.Info("detach an endpoint that Docker does not know any more", "endpoint", port)
+			errs = append(errs, s.Endpoints.DetachPort(ctx, port))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// collectAddresses releases the addresses assigned before the given time that are neither a port's nor a network's own. The
 // order of reading matters: an address seen first that is in use has its endpoint by then.
-func (s *Server) collectOnce(ctx context.Context, before time.Time) error {
+func (s *Server) collectAddresses(ctx context.Context, before time.Time) error {
 	blocks, _, err := s.IPAM.Client().Blocks(ctx)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)

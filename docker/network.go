@@ -297,34 +297,51 @@ func (s *Server) join(ctx context.Context, q joinRequest) (joinAnswer, error) {
 	if info.Gateway6.IsValid() {
 		a.GatewayIPv6 = info.Gateway6.String()
 	}
-	s.sandboxes.put(q.EndpointID, q.SandboxKey)
+	s.background.Go(func() { s.settle(q.EndpointID, q.SandboxKey) })
 	s.background.Go(func() { s.label(q.NetworkID, q.EndpointID) })
 	return a, nil
 }
 
-// programExternal comes when the interface is in the container, and before the container's program starts. Published
-// ports are not served: the container is reached by its own address.
-func (s *Server) programExternal(ctx context.Context, q externalRequest) (none, error) {
+// programExternal comes before the container's program starts. Published ports are not served: the container is reached
+// by its own address.
+func (s *Server) programExternal(_ context.Context, q externalRequest) (none, error) {
 	if len(q.Options.PortMap) > 0 {
 		s.Log.Warn("published ports are not served: the container is reached by its own address", "endpoint", q.EndpointID)
 	}
-	path := s.sandboxes.take(q.EndpointID)
-	if path == "" {
-		return none{}, nil
-	}
-	netns, err := os.Open(path)
-	if err != nil {
-		s.Log.Debug("sandbox cannot be opened here; the container will ask for its gateway", "err", err)
-		return none{}, nil
-	}
-	defer netns.Close()
-	return none{}, s.Endpoints.SettlePort(ctx, q.EndpointID, netns)
+	return none{}, nil
 }
 
 // leave removes the interface, which dockerd has moved back, or whose container is gone.
 func (s *Server) leave(ctx context.Context, q endpointRef) (none, error) {
-	s.sandboxes.take(q.EndpointID)
 	return none{}, s.Endpoints.ClosePort(ctx, q.EndpointID)
+}
+
+// settle completes the container's side when dockerd has moved the interface into it, of which it does not tell: the
+// namespace gets its path only when the container's first process exists. An agent that does not see the path (it runs
+// in a container) leaves it at that; the container then asks for its gateway by ARP.
+func (s *Server) settle(endpointID, sandbox string) {
+	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for {
+		select {
+		case <-ctx.Done():
+			s.Log.Debug("container's gateway is left to ARP", "endpoint", endpointID, "err", err)
+			return
+		case <-tick.C:
+		}
+		var netns *os.File
+		if netns, err = os.Open(sandbox); err != nil {
+			continue
+		}
+		err = s.Endpoints.SettlePort(ctx, endpointID, netns)
+		_ = netns.Close()
+		if err == nil {
+			return
+		}
+	}
 }
 
 // label gives an endpoint the labels of its container. Docker shows a container's endpoints when it has started, so

@@ -140,31 +140,3 @@ func (n *networks) reserved() (map[netip.Addr]bool, error) {
 	}
 	return all, nil
 }
-
-// sandboxes remembers the network namespace of each port between Join and the call that follows it. What is lost with
-// a restart in between is only a neighbour entry (endpoint.Manager.SettlePort).
-type sandboxes struct {
-	mu   sync.Mutex
-	path map[string]string
-}
-
-// maxSandboxes bounds what Joins without Leave may leave.
-const maxSandboxes = 4096
-
-func (b *sandboxes) put(port, path string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.path == nil || len(b.path) >= maxSandboxes {
-		b.path = map[string]string{}
-	}
-	b.path[port] = path
-}
-
-// take returns and forgets.
-func (b *sandboxes) take(port string) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	p := b.path[port]
-	delete(b.path, port)
-	return p
-}

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -365,20 +367,39 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels map[string]
 	return nil
 }
 
-// PortAddresses are the addresses of all ports of this node.
-func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]bool, error) {
-	all, _, problems, err := m.weps.List(ctx, NamespaceLibnetwork)
+// IdlePorts are the ports of this node whose endpoint was stored before the given time and whose pair is not in a
+// container: it is gone, or both ends are on the host.
+func (m *Manager) IdlePorts(ctx context.Context, before time.Time) ([]string, error) {
+	ports, err := m.ports(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list endpoints: %w", err)
+		return nil, err
 	}
-	if len(problems) > 0 { // whoever takes them for absent would free what they use
-		return nil, fmt.Errorf("list endpoints: %w", errors.Join(problems...))
-	}
-	used := map[netip.Addr]bool{}
-	for _, w := range all {
-		if w.Spec.Node != m.Node {
+	var idle []string
+	for _, w := range ports {
+		port := w.Spec.Endpoint
+		if checkPortID(port) != nil || w.CreationTimestamp == nil || !w.CreationTimestamp.Before(before) {
 			continue
 		}
+		alias, err := m.host.alias(w.Spec.InterfaceName)
+		if err != nil {
+			return nil, err
+		}
+		_, waiting := m.host.link(tempName(port))
+		if alias == missing || alias == portID(port).alias() && waiting == nil {
+			idle = append(idle, port)
+		}
+	}
+	return idle, nil
+}
+
+// PortAddresses are the addresses of all ports of this node.
+func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]bool, error) {
+	ports, err := m.ports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	used := map[netip.Addr]bool{}
+	for _, w := range ports {
 		addrs, err := addresses(w)
 		if err != nil {
 			return nil, err
@@ -388,4 +409,19 @@ func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]bool, error
 		}
 	}
 	return used, nil
+}
+
+// ports lists the ports of this node. One that cannot be read is an error: whoever took it for absent would free what
+// it uses.
+func (m *Manager) ports(ctx context.Context) ([]*api.WorkloadEndpoint, error) {
+	all, _, problems, err := m.weps.List(ctx, NamespaceLibnetwork)
+	if err == nil {
+		err = errors.Join(problems...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list endpoints: %w", err)
+	}
+	return slices.DeleteFunc(all, func(w *api.WorkloadEndpoint) bool {
+		return w.Spec.Node != m.Node || w.Spec.Orchestrator != OrchestratorLibnetwork
+	}), nil
 }
