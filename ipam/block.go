@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/manekinet/maneki/api"
@@ -368,14 +367,6 @@ func (b *block) disown() { b.affinity, b.claimTime = "", "" }
 func (b *block) claimedBefore(t time.Time) bool {
 	at, err := time.Parse(time.RFC3339, b.claimTime)
 	return err != nil || at.Before(t)
-}
-
-// nodeOf is the host that an affinity names, or empty.
-func nodeOf(affinity string) string {
-	if node, ok := strings.CutPrefix(affinity, "host:"); ok {
-		return node
-	}
-	return ""
 }
 
 func deref(s *string) string {

@@ -121,3 +121,16 @@ func TestWideArithmetic(t *testing.T) {
 		}
 	})
 }
+
+// TestHugeConnectedSubnet: a host whose own /64 lies in its /63 pool, and whose
+// walk starts in it, claims a block in the other half in no time.
+func TestHugeConnectedSubnet(t *testing.T) {
+	for _, subnet := range []netip.Prefix{prefix("fd00::/64"), prefix("fd00:0:0:1::/64")} {
+		c := New(newStore(t, "p fd00::/63"), Options{Subnets: func() []netip.Prefix { return []netip.Prefix{subnet} }})
+		got, err := c.AutoAssign(t.Context(), Request{Host: "a", Handle: "h", Num6: 1})
+		must(t, err)
+		if subnet.Contains(got[0].Addr) {
+			t.Errorf("%s lies in the host's subnet %s", got[0].Addr, subnet)
+		}
+	}
+}

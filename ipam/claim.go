@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"go4.org/netipx"
+
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
 )
@@ -230,9 +232,15 @@ var errGuess = fmt.Errorf("%w: the listing is stale", errNoBlocks)
 func (c *Client) claimUnlisted(ctx context.Context, k *cache, st *settings, pools []pool, host string) (pool, netip.Prefix, error) {
 	guesses := 0
 	for _, p := range pools {
-		odd := append(oddBlocks(k.taken, p), c.connected(p.cidr)...)
-		for cidr := range newWalk(p.cidr, p.blockBits, host, c.now()).blocks(st.covered) {
-			if k.taken[cidr] || slices.ContainsFunc(odd, cidr.Overlaps) {
+		avoid := append(oddBlocks(k.taken, p), c.connected(p.cidr)...)
+		covered := func(block netip.Prefix) (netip.Addr, bool) {
+			if last, ok := st.covered(block); ok {
+				return last, true
+			}
+			return overlapEnd(block, avoid)
+		}
+		for cidr := range newWalk(p.cidr, p.blockBits, host, c.now()).blocks(covered) {
+			if k.taken[cidr] {
 				continue
 			}
 			err := c.claim(ctx, k, cidr)
@@ -251,6 +259,21 @@ func (c *Client) claimUnlisted(ctx context.Context, k *cache, st *settings, pool
 		return pool{}, netip.Prefix{}, errGuess
 	}
 	return pool{}, netip.Prefix{}, errNoBlocks
+}
+
+// overlapEnd tells whether block overlaps one of the prefixes, and the last
+// address up to which there is nothing to claim for that reason.
+func overlapEnd(block netip.Prefix, prefixes []netip.Prefix) (last netip.Addr, ok bool) {
+	for _, p := range prefixes {
+		if !p.Overlaps(block) {
+			continue
+		}
+		if p.Bits() < block.Bits() {
+			return netipx.PrefixLastIP(p), true
+		}
+		return netipx.PrefixLastIP(block), true
+	}
+	return netip.Addr{}, false
 }
 
 // connected are this machine's subnets that reach into the pool.
@@ -285,11 +308,15 @@ func (c *Client) claimListed(ctx context.Context, k *cache, st *settings, pools 
 	for _, p := range pools {
 		blocks, _ := c.decode(stored, p.holds)
 		cidrs := slices.Collect(maps.Keys(blocks))
+		avoid := c.connected(p.cidr)
 		newWalk(p.cidr, p.blockBits, host, c.now()).sort(cidrs)
 		for _, adopt := range []bool{true, false} {
 			for _, cidr := range cidrs {
 				b := blocks[cidr].block.clone()
 				b.collect(c.now(), st.cooldown())
+				if _, avoided := overlapEnd(cidr, avoid); avoided {
+					continue
+				}
 				if _, listed := k.affine[cidr]; listed || len(b.free) == 0 || (b.affinity == k.owner) != adopt || st.reserved.ContainsPrefix(cidr) {
 					continue
 				}

@@ -198,8 +198,10 @@ func TestPoolSelection(t *testing.T) {
 		"named in order":     {r: Request{Pools4: []string{"e-manual", "c-all"}}, want: "e-manual"},
 		"named, disabled":    {r: Request{Pools4: []string{"f-off"}}, err: "the given pool (f-off) does not exist, or is not enabled"},
 		"named, wrong use":   {r: Request{Pools4: []string{"d-tunnel"}}, err: "no configured Calico pools for node n (IPv4, use Workload)"},
-		"named, other family": {r: Request{Pools4: []string{"g6"}},
-			err: "the given pool (g6) does not exist, or is not enabled"},
+		"named, other family": {
+			r:   Request{Pools4: []string{"g6"}},
+			err: "the given pool (g6) does not exist, or is not enabled",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.r.Host, tc.r.Handle, tc.r.Num4 = "n", "h", 1

@@ -128,8 +128,10 @@ func benchmarkLoad(b *testing.B, open func() datastore.Store, run, hosts, caller
 		for range callers {
 			wg.Go(func() {
 				for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
-					r := Request{Handle: fmt.Sprintf("k8s-pod-network.%s-%d", h.name, n), Num4: 1, MaxBlocks: 1 << 20,
-						Attrs: map[string]string{"pod": fmt.Sprint("pod", n), "namespace": "default", "timestamp": "2025-11-21 00:00:00 +0000 UTC"}}
+					r := Request{
+						Handle: fmt.Sprintf("k8s-pod-network.%s-%d", h.name, n), Num4: 1, MaxBlocks: 1 << 20,
+						Attrs: map[string]string{"pod": fmt.Sprint("pod", n), "namespace": "default", "timestamp": "2025-11-21 00:00:00 +0000 UTC"},
+					}
 					if _, err := h.AutoAssign(ctx, r); err != nil {
 						b.Error(err)
 						return
