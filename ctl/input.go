@@ -17,6 +17,7 @@ import (
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config/strict"
+	"github.com/manekinet/maneki/convert"
 	"github.com/manekinet/maneki/exit"
 )
 
@@ -153,6 +154,14 @@ func (in *inputFlags) parse(d strict.Document) ([]item, error) {
 	}
 	var items []item
 	for _, text := range texts {
+		if convert.IsKubernetes(text) {
+			more, err := in.fromKubernetes(text, where)
+			if err != nil {
+				return nil, fieldError(d, err)
+			}
+			items = append(items, more...)
+			continue
+		}
 		o, err := api.DecodeStrict(text)
 		if err != nil {
 			return nil, fieldError(d, err)

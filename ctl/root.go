@@ -97,7 +97,7 @@ func newApp(o Options) (*app, *cobra.Command) {
 	f.Bool("allow-version-mismatch", false, "accepted for calicoctl's sake; versions are never refused")
 	root.AddCommand(
 		a.getCommand(), a.createCommand(), a.applyCommand(), a.replaceCommand(), a.deleteCommand(), a.validateCommand(),
-		a.patchCommand(), a.labelCommand(), a.diffCommand(),
+		a.patchCommand(), a.labelCommand(), a.diffCommand(), a.convertCommand(),
 		a.nodeCommand(), a.ipamCommand(), a.datastoreCommand(), a.clusterCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.Commands...)
@@ -122,7 +122,7 @@ func (o Options) withDefaults() Options {
 		o.Environ = os.Getenv
 	}
 	if o.OpenStore == nil {
-		o.OpenStore = config.Open
+		o.OpenStore = openReachable
 	}
 	if o.Status == nil {
 		o.Status = func(ctx context.Context, socket string) (*agentapi.Status, error) {
@@ -136,6 +136,18 @@ func (o Options) withDefaults() Options {
 		o.Now = time.Now
 	}
 	return o
+}
+
+// openReachable opens the datastore and fails soon when nobody listens there.
+func openReachable(ctx context.Context, c config.Config, log *slog.Logger) (datastore.Store, error) {
+	store, err := config.Open(ctx, c, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := config.Reach(ctx, c); err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return store, nil
 }
 
 // Execute runs the command line with args (without the program's name), prints
@@ -258,7 +270,7 @@ func (a *app) storeError(c config.Config, err error) error {
 	switch {
 	case errors.Is(err, datastore.ErrUnavailable) && c.Type == config.Unnamed:
 		return exit.New(exit.Unreachable, fmt.Sprintf("start this host's agent with '%s node run', or name an etcd with ETCD_ENDPOINTS or -c FILE", a.Name),
-			fmt.Errorf("no datastore named; tried %s: %w", config.DefaultEndpoint, err))
+			fmt.Errorf("no datastore named, and the default one does not answer: %w", err))
 	case errors.Is(err, datastore.ErrUnavailable):
 		return exit.New(exit.Unreachable, "check that it runs and that "+c.Source+" names the right endpoints", err)
 	case errors.Is(err, datastore.ErrDenied):
