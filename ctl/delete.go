@@ -34,6 +34,7 @@ func (a *app) deleteCommand() *cobra.Command {
 		},
 	}
 	in.register(c)
+	c.ValidArgsFunction = a.completeKindAndNames(&in, 0)
 	c.Flags().BoolVarP(&skip, "skip-not-exists", "s", false, "count resources that do not exist as deleted")
 	return c
 }

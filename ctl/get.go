@@ -37,6 +37,7 @@ func (a *app) getCommand() *cobra.Command {
 		},
 	}
 	g.in.register(c)
+	c.ValidArgsFunction = a.completeKindAndNames(&g.in, 0)
 	f := c.Flags()
 	f.StringVarP(&g.output, "output", "o", "ps", outputHelp)
 	f.BoolVarP(&g.allNamespaces, "all-namespaces", "A", false, "resources of all namespaces")

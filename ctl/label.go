@@ -44,6 +44,7 @@ func (a *app) labelCommand() *cobra.Command {
 	c.Flags().BoolVar(&f.overwrite, "overwrite", false, "change the label if it is there with another value")
 	c.Flags().BoolVar(&f.remove, "remove", false, "remove the label")
 	f.in.registerNamespace(c)
+	c.ValidArgsFunction = a.completeKindAndNames(&f.in, 1)
 	return c
 }
 

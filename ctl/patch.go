@@ -56,6 +56,7 @@ The patch is JSON or YAML, of one of these types:
 	f.StringVarP(&text, "patch", "p", "", "the patch, JSON or YAML")
 	f.StringVarP(&how, "type", "t", "strategic", "strategic, merge or json")
 	in.registerNamespace(c)
+	c.ValidArgsFunction = a.completeKindAndNames(&in, 1)
 	return c
 }
 

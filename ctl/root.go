@@ -73,12 +73,11 @@ func Root(o Options) *cobra.Command {
 func newApp(o Options) (*app, *cobra.Command) {
 	a := &app{Options: o.withDefaults()}
 	root := &cobra.Command{
-		Use:               strings.Fields(a.Name)[0],
-		Short:             "Run and inspect a layer-3 container network",
-		Annotations:       map[string]string{cobra.CommandDisplayNameAnnotation: a.Name},
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		Use:           strings.Fields(a.Name)[0],
+		Short:         "Run and inspect a layer-3 container network",
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.Name},
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	group(root)
 	root.SetIn(a.Stdin)
@@ -100,6 +99,9 @@ func newApp(o Options) (*app, *cobra.Command) {
 		a.patchCommand(), a.labelCommand(), a.diffCommand(), a.convertCommand(),
 		a.nodeCommand(), a.ipamCommand(), a.datastoreCommand(), a.clusterCommand(), a.versionCommand(),
 	)
+	if err := a.registerCompletions(root); err != nil {
+		panic(err) // a flag was given two completions
+	}
 	root.AddCommand(a.Commands...)
 	wrapArgs(root)
 	return a, root
