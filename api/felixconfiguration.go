@@ -271,7 +271,12 @@ func (f *FelixConfiguration) Default() {
 
 // servedParameters names, in their v3 spelling, the parameters that the agent
 // acts on.
-func servedParameters() []string { return nil }
+func servedParameters() []string {
+	return []string{
+		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "externalNodesList", "natOutgoingExclusions",
+		"vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
+	}
+}
 
 // Unserved names, in their v3 spelling and the order of the struct, the
 // parameters that are set to something else than their default and that the

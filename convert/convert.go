@@ -3,6 +3,13 @@
 // Calico's Kubernetes datastore follows (spec/calico.md §2.6). It is pure: text
 // in, resources out. What cannot be converted is an error that names the field
 // and its value; nothing is left out silently.
+//
+// A manifest has not been through Kubernetes' API server, which decides two
+// things here: directions that are not given are what the API server would fill
+// in, and what it would refuse is refused. A converted policy is stored beside
+// the Calico policies, so that its name has the prefix that Calico's own policy
+// controller uses in etcd: knp.default.<name>, and kcnp.<tier>.<name> for a
+// ClusterNetworkPolicy.
 package convert
 
 import (
