@@ -10,6 +10,7 @@ import (
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/exit"
+	"github.com/manekinet/maneki/resource"
 )
 
 func (a *app) datastoreCommand() *cobra.Command {
@@ -115,6 +116,9 @@ func migratePolicy(ctx context.Context, store datastore.Store, kind api.Kind, e 
 		{Key: key, Value: value, If: datastore.Absent()},
 		{Key: e.Key, Delete: true, If: datastore.At(e.Rev)},
 	})
+	if errors.Is(err, datastore.ErrExists) {
+		err = &resource.Error{Class: datastore.ErrExists, Operation: "create", Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}
+	}
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", identifier(e.Key.Kind, e.Key.Namespace, e.Key.Name), err)
 	}

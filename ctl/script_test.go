@@ -22,6 +22,8 @@ import (
 	"github.com/manekinet/maneki/config"
 	"github.com/manekinet/maneki/ctl"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/datastore/datastoretest"
+	"github.com/manekinet/maneki/datastore/etcd"
 	"github.com/manekinet/maneki/datastore/memory"
 	"github.com/manekinet/maneki/ipam"
 )
@@ -40,13 +42,31 @@ import (
 // $STDIN names the file to read standard input from. status.json, if it is
 // there, is what the agent answers.
 func TestScripts(t *testing.T) {
+	runScripts(t, func() fullStore { return memory.New() })
+}
+
+// TestScriptsOnEtcd runs the same transcripts, each on an etcd of its own, with
+// the same outcome to the letter.
+func TestScriptsOnEtcd(t *testing.T) {
+	runScripts(t, func() fullStore {
+		server := datastoretest.StartEtcd(t)
+		store, err := etcd.New(context.Background(), etcd.Config{Endpoints: []string{server.Endpoint()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = store.Close() })
+		return store
+	})
+}
+
+func runScripts(t *testing.T, fresh func() fullStore) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		UpdateScripts:       os.Getenv("UPDATE") != "",
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			e.Values[worldKey{}] = &world{store: memory.New()}
+			e.Values[worldKey{}] = &world{store: fresh(), fresh: fresh}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -66,8 +86,16 @@ type worldKey struct{}
 
 // world is what outlives one command of a script.
 type world struct {
-	store *memory.Store
+	store fullStore
+	fresh func() fullStore
 	saved string
+}
+
+// fullStore is a store that can do all that etcd can.
+type fullStore interface {
+	datastore.Store
+	datastore.Snapshotter
+	datastore.Transactor
 }
 
 func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
@@ -151,13 +179,13 @@ func openStore(ts *testscript.TestScript, c config.Config) (datastore.Store, err
 }
 
 // keepOpen is a store that the command may close and the next one use.
-type keepOpen struct{ *memory.Store }
+type keepOpen struct{ fullStore }
 
 func (keepOpen) Close() error { return nil }
 
 // failing is a store that cannot be asked.
 type failing struct {
-	*memory.Store
+	fullStore
 	err error
 }
 
@@ -230,7 +258,8 @@ func newStore(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: newstore")
 	}
-	worldOf(ts).store = memory.New()
+	w := worldOf(ts)
+	w.store = w.fresh()
 }
 
 func assign(ts *testscript.TestScript, neg bool, args []string) {
