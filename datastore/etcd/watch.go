@@ -199,7 +199,18 @@ func (r *watchRun) receive(ctx context.Context, c *clientv3.Client, span datasto
 	if r.start != 0 {
 		opts = append(opts, clientv3.WithRev(r.start))
 	}
-	for resp := range c.Watch(clientv3.WithRequireLeader(ctx), span.Start, opts...) {
+	answers := c.Watch(clientv3.WithRequireLeader(ctx), span.Start, opts...)
+	for {
+		var resp clientv3.WatchResponse
+		var ok bool
+		select {
+		case resp, ok = <-answers:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if !ok {
+			break
+		}
 		if resp.CompactRevision != 0 {
 			return fmt.Errorf("%w: the oldest kept is %d", datastore.ErrCompacted, resp.CompactRevision)
 		}
