@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/session"
 )
@@ -20,7 +21,11 @@ type Config struct {
 	LocalPref uint32
 	// PassOn limits which learnt routes are passed on: to those that lie inside one of these prefixes. Nil
 	// means all.
-	PassOn   []netip.Prefix
+	PassOn []netip.Prefix
+	// Filters are those that peers name. A name without a filter refuses everything.
+	Filters map[string]filter.Filter
+	// Links are the connected subnets with their interfaces, for filters that look at interfaces.
+	Links    map[netip.Prefix]string
 	Listen   []netip.AddrPort              // addresses to accept on, e.g. 192.168.1.2:179; empty means none
 	Peers    map[netip.Addr]Peer           // keyed by remote address
 	Announce map[netip.Prefix]Announcement // exactly this set is originated
@@ -60,6 +65,7 @@ type Peer struct {
 	// AllowLocalAS is how often our own AS may occur in a path of the peer's; 0 is the rule of RFC 4271.
 	AllowLocalAS uint8
 	NextHop      NextHop
+	Filters      string // blank-separated names of Config.Filters, in the order in which they are asked
 	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
 	Client bool
 	// Cluster says that the peer follows the same datastore. It learns there that the session is to end or
@@ -87,6 +93,7 @@ type Announcement struct {
 	LocalPref   uint32     // to internal peers; 0 means 100
 	MED         uint32     // 0 means none is sent
 	Communities string     // blank-separated aa:nn and aa:nn:mm values, sorted by the caller
+	Interface   string     // of the route, for filters
 }
 
 // Path is a best path learnt from a peer. Comparable.

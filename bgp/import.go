@@ -2,8 +2,12 @@ package bgp
 
 import (
 	"net/netip"
+	"strings"
+	"unique"
 
+	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
+	"github.com/manekinet/maneki/bgp/rib"
 )
 
 // barred reports whether a route must not be used: it is remembered, counted as received, and never
@@ -59,3 +63,53 @@ func martian(prefix netip.Prefix) bool {
 
 // zeroNet is 0.0.0.0/8, "this network".
 func zeroNet(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 0 }
+
+// admit makes the path of what a peer announces: the checks that hold for every peer, then the import
+// rules of its filters.
+func (p *peer) admit(prefix netip.Prefix, raw rib.Attrs) rib.Path {
+	s := p.speaker
+	path := rib.Path{Source: p.source, Attrs: raw, Raw: raw, Barred: s.barred(p, prefix, raw.Value())}
+	chain := s.chains[p.cfg.Filters]
+	external := !p.source.Internal && s.cfg.LocalPref != 0
+	if path.Barred || (chain == nil && !external) {
+		return path
+	}
+	a := raw.Value()
+	if external {
+		a.LocalPref = s.cfg.LocalPref
+	}
+	verdict, a, _ := chain.Import(filter.Route{Prefix: prefix, Attrs: a, Learnt: true, InternalPeer: p.source.Internal})
+	path.Barred, path.Attrs = verdict == filter.Reject, unique.Make(a)
+	return path
+}
+
+// setChains builds the filter chains that peers name. Chains that decide as before stay the same value, so
+// that nothing is computed or sent anew for them.
+func (s *Speaker) setChains() {
+	chains := make(map[string]*filter.Chain)
+	for _, p := range s.cfg.Peers {
+		names := strings.Fields(p.Filters)
+		if len(names) == 0 || chains[p.Filters] != nil {
+			continue
+		}
+		var list []filter.Filter
+		for _, name := range names {
+			f, ok := s.cfg.Filters[name]
+			f.Name, f.Missing = name, f.Missing || !ok
+			list = append(list, f)
+		}
+		chain := filter.NewChain(list, s.cfg.Links)
+		if was := s.chains[p.Filters]; was.Same(chain) {
+			chain = was
+		}
+		chains[p.Filters] = chain
+	}
+	var again []*peer
+	for _, p := range s.peers {
+		if chains[p.cfg.Filters] != s.chains[p.cfg.Filters] {
+			again = append(again, p)
+		}
+	}
+	s.chains = chains
+	s.recheck(again...)
+}

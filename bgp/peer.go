@@ -64,6 +64,7 @@ func (p *peer) Up(info session.Info) session.Feed {
 func (p *peer) policy() export.Policy {
 	out := p.base
 	out.LocalASN, out.Passing = p.speaker.cfg.local(p.cfg), p.speaker.passing
+	out.Filter = p.speaker.chains[p.cfg.Filters]
 	out.Self, out.Keep = p.cfg.NextHop == NextHopSelf, p.cfg.NextHop == NextHopKeep
 	if out.Internal {
 		out.Client, out.ClusterID = p.cfg.Client, p.speaker.cfg.cluster()
@@ -149,16 +150,12 @@ func (p *peer) Update(u message.Update) *message.Error {
 // message cannot exceed it by much.
 func (p *peer) learn(r message.Reach) {
 	s := p.speaker
-	if !p.source.Internal && s.cfg.LocalPref != 0 {
-		r.Attrs.LocalPref = s.cfg.LocalPref
-	}
-	attrs := unique.Make(r.Attrs)
+	raw := unique.Make(r.Attrs)
 	for _, prefix := range r.Prefixes {
 		if p.source.Received() > s.opt.MaxPrefixesPerPeer {
 			return
 		}
-		path := rib.Path{Source: p.source, Attrs: attrs, Barred: s.barred(p, prefix, r.Attrs)}
-		if s.table.Put(prefix, path) {
+		if s.table.Put(prefix, p.admit(prefix, raw)) {
 			s.bestChanged(prefix)
 		}
 	}

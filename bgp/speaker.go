@@ -18,6 +18,7 @@ import (
 	"unique"
 
 	"github.com/manekinet/maneki/bgp/export"
+	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/rib"
 	"github.com/manekinet/maneki/bgp/session"
@@ -60,8 +61,9 @@ type Speaker struct {
 	table     *rib.Table
 	self      *rib.Source
 	peers     map[netip.Addr]*peer
-	passing   *export.Passing     // Config.PassOn
-	own       map[netip.Addr]bool // addresses that are no next hop for others' routes
+	passing   *export.Passing          // Config.PassOn
+	chains    map[string]*filter.Chain // by Peer.Filters
+	own       map[netip.Addr]bool      // addresses that are no next hop for others' routes
 	groups    map[export.Policy]*updateGroup
 	listeners map[netip.AddrPort]*listener
 	retired   []retiree
@@ -99,6 +101,7 @@ func (s *Speaker) Set(c Config) error {
 		return err
 	}
 	c.Listen, c.Peers, c.Announce = slices.Clone(c.Listen), maps.Clone(c.Peers), maps.Clone(c.Announce)
+	c.PassOn, c.Filters, c.Links = slices.Clone(c.PassOn), maps.Clone(c.Filters), maps.Clone(c.Links)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
@@ -112,9 +115,10 @@ func (s *Speaker) Set(c Config) error {
 	if !s.passing.Equal(c.PassOn) {
 		s.passing = export.NewPassing(c.PassOn) // a new value: every peer gets a new group
 	}
+	s.setChains()
 	s.setAnnounce(old.Announce, c.Announce)
 	s.setPeers(c)
-	if old.cluster() != c.cluster() {
+	if old.cluster() != c.cluster() || old.LocalPref != c.LocalPref {
 		s.recheck(slices.Collect(maps.Values(s.peers))...)
 	}
 	for _, p := range s.peers {
@@ -288,8 +292,9 @@ func (s *Speaker) setOwn() {
 func (s *Speaker) recheck(peers ...*peer) {
 	for _, p := range peers {
 		s.bestChanged(s.table.Update(p.source, func(prefix netip.Prefix, path rib.Path) rib.Path {
-			path.Barred = s.barred(p, prefix, path.Attrs.Value())
-			return path
+			next := p.admit(prefix, path.Raw)
+			next.Stale = path.Stale
+			return next
 		})...)
 	}
 }
@@ -299,7 +304,7 @@ func (s *Speaker) setAnnounce(old, want map[netip.Prefix]Announcement) {
 		if was, ok := old[prefix]; ok && was == a {
 			continue
 		}
-		if s.table.Put(prefix, rib.Path{Source: s.self, Attrs: unique.Make(a.attrs())}) {
+		if s.table.Put(prefix, rib.Path{Source: s.self, Attrs: unique.Make(a.attrs()), Interface: a.Interface}) {
 			s.bestChanged(prefix)
 		}
 	}

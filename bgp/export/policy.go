@@ -5,6 +5,7 @@ import (
 	"slices"
 	"unique"
 
+	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/rib"
 )
@@ -19,6 +20,7 @@ type Policy struct {
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
 	Self        bool             // next hop self to internal peers, too
 	Keep        bool             // the next hop stays, also to external peers
+	Filter      *filter.Chain    // asked first
 	Passing     *Passing         // which learnt routes are passed on
 	Client      bool             // the peer is a client of this route reflector (RFC 4456 §6)
 	ClusterID   netip.Addr       // goes into the CLUSTER_LIST of what is reflected, IPv4 form
@@ -62,10 +64,15 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 	if !p.Families.Has(f) {
 		return none, false
 	}
-	if !path.Source.Local && !p.Passing.allows(prefix) {
+	a := path.Attrs.Value()
+	verdict := filter.NoMatch
+	if p.Filter != nil {
+		verdict, a, _ = p.Filter.Export(filter.Route{Prefix: prefix, Attrs: a, Learnt: !path.Source.Local,
+			Interface: path.Interface, InternalPeer: p.Internal})
+	}
+	if verdict == filter.Reject || (verdict == filter.NoMatch && !path.Source.Local && !p.Passing.allows(prefix)) {
 		return none, false
 	}
-	a := path.Attrs.Value()
 	if p.Internal && path.Source.Internal && !path.Source.Local {
 		if !p.Client && !path.Source.Client {
 			return none, false // RFC 4271 §9.2: internal routes are not passed on to internal peers

@@ -79,6 +79,18 @@ func (a Attrs) NeighborAS() uint32 {
 	return as
 }
 
+// PathHead returns the first n AS numbers of the leading sequence, or fewer if it is shorter.
+func (a Attrs) PathHead(n int) []uint32 {
+	var out []uint32
+	a.segments(func(kind byte, asns string) bool {
+		for i := 0; kind == wire.BGP_ASPATH_ATTR_TYPE_SEQ && i < len(asns)/4 && len(out) < n; i++ {
+			out = append(out, asAt(asns, i))
+		}
+		return kind == wire.BGP_ASPATH_ATTR_TYPE_SEQ && len(out) < n
+	})
+	return out
+}
+
 // CountAS is how often as occurs in the AS_PATH: the loop check of RFC 4271 §9.1.2.
 func (a Attrs) CountAS(as uint32) int {
 	n := 0

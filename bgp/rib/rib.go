@@ -42,8 +42,11 @@ func (s *Source) Stale() int { return s.stale }
 type Path struct {
 	Source *Source
 	Attrs  Attrs
-	Stale  bool // kept while the peer restarts (RFC 4724)
-	Barred bool // refused by import: remembered, never chosen
+	Raw    Attrs // as received, before the import rules; zero for own announcements
+	// Interface of an own announcement, for filters; that of a learnt path follows from its next hop.
+	Interface string
+	Stale     bool // kept while the peer restarts (RFC 4724)
+	Barred    bool // refused by import: remembered, never chosen
 }
 
 // Table holds the destinations.
