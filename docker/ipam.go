@@ -95,7 +95,8 @@ func (s *Server) namedPool(ctx context.Context, text string, create bool) (poolA
 		return poolAnswer{}, fmt.Errorf("--subnet %s is no IPPool; there are: %s; --ipam-opt %s=true creates it",
 			cidr, strings.Join(have, ", "), optCreatePool)
 	}
-	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: cidr.String(), NATOutgoing: cidr.Addr().Is4()}}
+	// Manual: its addresses are for those who name it.
+	p := &api.IPPool{Spec: api.IPPoolSpec{CIDR: cidr.String(), NATOutgoing: cidr.Addr().Is4(), AssignmentMode: "Manual"}}
 	p.Name = "docker-" + strings.NewReplacer(".", "-", ":", "-", "/", "-").Replace(strings.ReplaceAll(cidr.String(), "::/", "/"))
 	if bits := cidr.Bits(); cidr.Addr().Is4() && bits > api.DefaultBlockSize4 || cidr.Addr().Is6() && bits > api.DefaultBlockSize6 {
 		p.Spec.BlockSize = bits
@@ -145,7 +146,7 @@ func (s *Server) assignIP(ctx context.Context, q addressRequest, handle string, 
 	}
 	_, err = s.IPAM.AssignIP(ctx, ipam.AssignRequest{Addr: addr, Host: s.Node, Handle: handle, Attrs: attrs, Use: api.UseWorkload})
 	if err != nil {
-		err = errors.Join(fmt.Errorf("assign %s: %w", addr, err), s.forget(ctx, handle, err))
+		err = errors.Join(err, s.forget(ctx, handle, err))
 	}
 	return addr, err
 }

@@ -266,7 +266,7 @@ const containerMAC = "ee:ee:ee:ee:ee:ee"
 func (s *Server) own(ctx context.Context, addr netip.Addr) error {
 	held, err := s.IPAM.Client().Lookup(ctx, addr)
 	if err != nil {
-		return fmt.Errorf("address %s: %w", addr, err)
+		return err
 	}
 	if !strings.HasPrefix(held.Handle, handlePrefix) || held.Node != s.Node {
 		return fmt.Errorf("address %s is not assigned to Docker on this host", addr)

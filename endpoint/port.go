@@ -313,6 +313,10 @@ func (m *Manager) SettlePort(_ context.Context, port string, netns *os.File) err
 	if err != nil || inside.Attrs().ParentIndex != end.Attrs().Index {
 		return fmt.Errorf("settle port %s: %w: it is not in this container", port, ErrBroken)
 	}
+	// A change of the hardware address, which the runtime sets before it sets the link up, would remove the entries.
+	if inside.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("settle port %s: %w: it is down in the container", port, ErrBroken)
+	}
 	for _, gw := range []netip.Addr{gateway4, linkLocal(end.Attrs().HardwareAddr)} {
 		n := &netlink.Neigh{LinkIndex: inside.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gw.AsSlice(), HardwareAddr: end.Attrs().HardwareAddr}
 		if err := nl.NeighSet(n); err != nil && gw.Is4() { // IPv6 may be switched off in the container
