@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/manekinet/maneki/api"
@@ -72,10 +73,14 @@ func (a *app) checkedInput(in *inputFlags, verb string) ([]item, error) {
 // run lets the verb work and reports.
 func (a *app) run(ctx context.Context, client *resource.Client, items []item, v verb) error {
 	t := tally{verb: v, kind: singleKind(items), total: len(items)}
+	bar := a.progress("resources", len(items))
+	var notes []string
 	for _, i := range items {
 		err := v.do(ctx, client, i)
+		bar.add(1)
 		if err == nil {
 			t.done++
+			notes = append(notes, resource.Warnings(i.object)...)
 			continue
 		}
 		t.errs = append(t.errs, a.describe(v.name, i.id(), err))
@@ -83,7 +88,18 @@ func (a *app) run(ctx context.Context, client *resource.Client, items []item, v 
 			break
 		}
 	}
+	bar.end()
+	a.warnOnce(notes)
 	return a.report(t)
+}
+
+// warnOnce prints warnings, each different one once.
+func (a *app) warnOnce(notes []string) {
+	for i, note := range notes {
+		if !slices.Contains(notes[:i], note) {
+			a.warn(note)
+		}
+	}
 }
 
 func singleKind(items []item) string {

@@ -23,6 +23,7 @@ import (
 	"github.com/manekinet/maneki/ctl"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/exit"
+	"github.com/manekinet/maneki/resource"
 )
 
 func TestMain(m *testing.M) {
@@ -54,6 +55,7 @@ func TestExitCode(t *testing.T) {
 		{errors.New("x"), 1},
 		{exit.New(exit.Usage, "", errors.New("x")), 2},
 		{fmt.Errorf("x: %w", fields.Err()), 3},
+		{&resource.Error{Class: resource.ErrUnsupported, Operation: "delete", Kind: "Tier", Name: "default"}, 3},
 		{fmt.Errorf("x: %w", datastore.ErrNotFound), 4},
 		{fmt.Errorf("x: %w", datastore.ErrExists), 5},
 		{fmt.Errorf("x: %w", datastore.ErrConflict), 5},

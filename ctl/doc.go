@@ -8,7 +8,8 @@
 //	0  success
 //	1  any error that is none of the following
 //	2  unknown command, flag or argument
-//	3  a file, resource or configuration that is not valid; nothing was changed
+//	3  a file, resource or configuration that is not valid, or an operation that
+//	   a resource does not support; nothing was changed
 //	4  the resource named does not exist
 //	5  the resource exists already, or was changed meanwhile
 //	6  the datastore does not answer
@@ -18,6 +19,9 @@
 //
 // An error is one line on stderr that ends with the remedy. It has several lines
 // only when it lists several resources or several fields.
+//
+// Documents of Kubernetes are taken wherever resources are read from files. Long
+// work shows its progress on a terminal and nowhere else.
 //
 // It never refuses to work because of a difference in versions.
 package ctl

@@ -132,6 +132,9 @@ func (a *app) edit(ctx context.Context, i item, change func(o api.Object) (api.O
 		}
 		pinned := next.Meta().ResourceVersion != read
 		err = client.Replace(ctx, next)
+		if err == nil {
+			a.warnOnce(resource.Warnings(next))
+		}
 		if err == nil || pinned || !errors.Is(err, datastore.ErrConflict) || attempt == writeAttempts {
 			return a.describe("patch", i.id(), err)
 		}
