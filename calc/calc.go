@@ -65,42 +65,44 @@ type State struct {
 
 // Core folds the inputs. It is not safe for concurrent use.
 type Core struct {
-	opts      Options
-	nodes     map[string]*api.Node
-	pools     map[string]*api.IPPool
-	bgpConfig map[string]*api.BGPConfiguration
-	bgpPeers  map[string]*api.BGPPeer
-	info      map[string]*api.ClusterInformation
-	felix     map[string]*api.FelixConfiguration
-	affine    map[netip.Prefix]api.AffinityState // this host's
-	remote    map[netip.Prefix]map[string]bool   // confirmed affinities of other nodes
-	blocks    map[netip.Prefix]blockView
-	endpoints map[desired.EndpointKey]*api.WorkloadEndpoint // this host's
-	floors    map[desired.EndpointKey]uint64                // watch events up to this revision are old news
-	trusted   map[desired.EndpointKey]bool                  // written by this agent: holds its addresses
-	corrupt   map[datastore.Key]string
-	links     []autodetect.Interface
-	mtu       int
-	learnt    map[netip.Prefix]bgp.Path
+	opts       Options
+	nodes      map[string]*api.Node
+	pools      map[string]*api.IPPool
+	bgpConfig  map[string]*api.BGPConfiguration
+	bgpPeers   map[string]*api.BGPPeer
+	bgpFilters map[string]*api.BGPFilter
+	info       map[string]*api.ClusterInformation
+	felix      map[string]*api.FelixConfiguration
+	affine     map[netip.Prefix]api.AffinityState // this host's
+	remote     map[netip.Prefix]map[string]bool   // confirmed affinities of other nodes
+	blocks     map[netip.Prefix]blockView
+	endpoints  map[desired.EndpointKey]*api.WorkloadEndpoint // this host's
+	floors     map[desired.EndpointKey]uint64                // watch events up to this revision are old news
+	trusted    map[desired.EndpointKey]bool                  // written by this agent: holds its addresses
+	corrupt    map[datastore.Key]string
+	links      []autodetect.Interface
+	mtu        int
+	learnt     map[netip.Prefix]bgp.Path
 }
 
 // New returns a core without inputs.
 func New(opts Options) *Core {
 	return &Core{
-		opts:      opts,
-		nodes:     map[string]*api.Node{},
-		pools:     map[string]*api.IPPool{},
-		bgpConfig: map[string]*api.BGPConfiguration{},
-		bgpPeers:  map[string]*api.BGPPeer{},
-		info:      map[string]*api.ClusterInformation{},
-		felix:     map[string]*api.FelixConfiguration{},
-		affine:    map[netip.Prefix]api.AffinityState{},
-		remote:    map[netip.Prefix]map[string]bool{},
-		blocks:    map[netip.Prefix]blockView{},
-		endpoints: map[desired.EndpointKey]*api.WorkloadEndpoint{},
-		floors:    map[desired.EndpointKey]uint64{},
-		trusted:   map[desired.EndpointKey]bool{},
-		corrupt:   map[datastore.Key]string{},
+		opts:       opts,
+		nodes:      map[string]*api.Node{},
+		pools:      map[string]*api.IPPool{},
+		bgpConfig:  map[string]*api.BGPConfiguration{},
+		bgpPeers:   map[string]*api.BGPPeer{},
+		bgpFilters: map[string]*api.BGPFilter{},
+		info:       map[string]*api.ClusterInformation{},
+		felix:      map[string]*api.FelixConfiguration{},
+		affine:     map[netip.Prefix]api.AffinityState{},
+		remote:     map[netip.Prefix]map[string]bool{},
+		blocks:     map[netip.Prefix]blockView{},
+		endpoints:  map[desired.EndpointKey]*api.WorkloadEndpoint{},
+		floors:     map[desired.EndpointKey]uint64{},
+		trusted:    map[desired.EndpointKey]bool{},
+		corrupt:    map[datastore.Key]string{},
 	}
 }
 
@@ -111,6 +113,7 @@ func Queries() []datastore.Query {
 		{Kind: "IPPool"},
 		{Kind: "BGPConfiguration"},
 		{Kind: "BGPPeer"},
+		{Kind: "BGPFilter"},
 		{Kind: "ClusterInformation"},
 		{Kind: "FelixConfiguration"},
 		{Kind: "WorkloadEndpoint"},
@@ -180,6 +183,8 @@ func (c *Core) event(e datastore.Event) {
 		err = fold(c.bgpConfig, e)
 	case "BGPPeer":
 		err = fold(c.bgpPeers, e)
+	case "BGPFilter":
+		err = fold(c.bgpFilters, e)
 	case "FelixConfiguration":
 		err = fold(c.felix, e)
 	case "ClusterInformation":

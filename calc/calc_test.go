@@ -230,6 +230,11 @@ func render(s calc.State) string {
 		lines = append(lines, strings.TrimSpace(p.String()+" "+a.Communities))
 	}
 	section("announces", lines)
+	lines = nil
+	for _, f := range s.BGP.Filters {
+		lines = append(lines, fmt.Sprintf("%+v", f))
+	}
+	section("filters", lines)
 	section("problems", s.Problems)
 	return b.String()
 }
@@ -254,6 +259,7 @@ func options(p bgp.Peer) string {
 		{p.TTLSecurity != 0, fmt.Sprintf("within %d hops", p.TTLSecurity)},
 		{p.Keepalive != 0, fmt.Sprintf("keepalive %s hold %s", p.Keepalive, p.HoldTime)},
 		{p.RestartTime != 0, fmt.Sprintf("restart %s", p.RestartTime)},
+		{p.Filters != "", "filters " + p.Filters},
 		{p.NextHop == bgp.NextHopSelf, "next hop self"},
 		{p.NextHop == bgp.NextHopKeep, "next hop keep"},
 	} {

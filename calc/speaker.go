@@ -42,7 +42,11 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
 		LocalPref: ordinaryPref,
 	}
 	s.Secrets = map[netip.Addr]Secret{}
-	for addr, w := range c.peers(self, own, p) {
+	sessions := c.peers(self, own, p)
+	if names := filterNames(sessions); len(names) > 0 {
+		s.BGP.Filters, s.BGP.Links = c.filters(names, p), c.connected()
+	}
+	for addr, w := range sessions {
 		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
 			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
 			continue

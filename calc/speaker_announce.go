@@ -28,7 +28,9 @@ func (c *Core) announcements(eps desired.Endpoints, blocks []netip.Prefix) map[n
 			pool := c.pool(a)
 			if !covered(blocks, a) && pool != nil && !pool.Spec.Disabled && !pool.Spec.DisableBGPExport {
 				borrowed := netip.PrefixFrom(a, a.BitLen())
-				out[borrowed] = c.announcement(borrowed, tags)
+				a := c.announcement(borrowed, tags)
+				a.Interface = ep.Interface
+				out[borrowed] = a
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/manekinet/maneki/api"
@@ -377,6 +378,7 @@ func (r *resource) options() wanted {
 	case s.NextHopMode == "Keep", s.NextHopMode == "" && s.KeepOriginalNextHop:
 		w.NextHop = bgp.NextHopKeep
 	}
+	w.Filters = strings.Join(s.Filters, " ")
 	w.anySource = s.SourceAddress == "None"
 	w.password = secret(s.Password, "BGPPeer("+r.name+")")
 	return w
