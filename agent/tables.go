@@ -21,6 +21,7 @@ import (
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/dataplane/links"
 	"github.com/manekinet/maneki/dataplane/neigh"
+	"github.com/manekinet/maneki/dataplane/nft"
 	"github.com/manekinet/maneki/dataplane/routes"
 	"github.com/manekinet/maneki/dataplane/sysctl"
 	"github.com/manekinet/maneki/dataplane/tunnels"
@@ -36,6 +37,8 @@ type tables struct {
 	tunnels *reconcile.Table[string, desired.Tunnel]
 	neighs  *reconcile.Table[desired.NeighbourKey, string]
 	fdb     *reconcile.Table[desired.FDBKey, netip.Addr]
+	nft     *reconcile.Table[desired.NFTKey, desired.NFTObject]
+	filter  *nft.Applier
 	applier *routes.Applier
 	handle  *netlink.Handle // this namespace's
 	devices []string        // names of the tunnel devices
@@ -63,11 +66,19 @@ func newTables(o Options) (*tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	filter, err := nft.New()
+	if err != nil {
+		return nil, fmt.Errorf("open packet filter: %w", err)
+	}
 	devices := []string{desired.VXLANDevice, desired.VXLANDevice6}
 	return &tables{
 		opts:    o,
 		handle:  handle,
 		devices: devices,
+		filter:  filter,
+		nft: reconcile.NewTable(filter, reconcile.Options[desired.NFTKey]{
+			Name: "nftables", Logger: log, Compare: desired.NFTKey.Compare,
+		}),
 		applier: applier,
 		tunnels: reconcile.NewTable(tunnels.New(handle, devices...), reconcile.Options[string]{Name: "tunnels", Logger: log}),
 		neighs: reconcile.NewTable(neigh.NewNeighbours(handle, devices...), reconcile.Options[desired.NeighbourKey]{
@@ -114,8 +125,10 @@ func (t *tables) run(ctx context.Context) error {
 	g.Go(func() error { return t.tunnels.Run(ctx) })
 	g.Go(func() error { return t.neighs.Run(ctx) })
 	g.Go(func() error { return t.fdb.Run(ctx) })
+	g.Go(func() error { return t.nft.Run(ctx) })
 	defer t.applier.Close()
 	defer t.handle.Close()
+	defer t.filter.Close()
 	return g.Wait()
 }
 
@@ -144,6 +157,7 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 			}
 		})
 	})
+	g.Go(func() error { return nft.Watch(ctx, t.nft.Dirty) })
 	g.Go(func() error {
 		ours := func(dev string) bool { return slices.Contains(t.devices, dev) }
 		return neigh.Watch(ctx, t.handle, ours, t.behindDirty)
@@ -250,6 +264,7 @@ func (t *tables) report() []agentapi.Table {
 	return []agentapi.Table{
 		tableReport("routes", t.routes.Status()), tableReport("sysctls", t.sysctls.Status()),
 		tableReport("tunnels", t.tunnels.Status()), tableReport("neighbours", t.neighs.Status()), tableReport("fdb", t.fdb.Status()),
+		tableReport("nftables", t.nft.Status()),
 	}
 }
 

@@ -53,6 +53,7 @@ type State struct {
 	Tunnels    desired.Tunnels
 	Neighbours desired.Neighbours
 	FDB        desired.FDB
+	NFT        desired.NFT
 	Use        TunnelUse
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config
@@ -157,6 +158,7 @@ func (c *Core) compute() State {
 		Tunnels:    t.devices,
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
+		NFT:        c.nft(t, p),
 		Use:        t.use,
 		MTU:        t.podMTU,
 		NodeKnown:  c.nodes[c.opts.Node] != nil,

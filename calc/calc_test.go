@@ -198,6 +198,10 @@ func render(s calc.State) string {
 	section("tunnels", textLines(s.Tunnels.String()))
 	section("neighbours", textLines(s.Neighbours.String()))
 	section("fdb", textLines(s.FDB.String()))
+	// Without tunnels and NAT it is the same everywhere.
+	if _, nat := s.NFT[desired.NFTKey{Kind: desired.NFTChain, Name: "nat_postrouting"}]; nat || len(s.Tunnels) > 0 {
+		fmt.Fprint(&b, s.NFT)
+	}
 	var lines []string
 	if s.MTU != 0 {
 		section("mtu of workloads", []string{fmt.Sprint(s.MTU)})

@@ -166,3 +166,57 @@ func TestTunnelTablesPrint(t *testing.T) {
 		t.Errorf("got\n%s", got)
 	}
 }
+
+func drawRule(t *rapid.T) desired.Rule {
+	match := func(label string, v4 bool) desired.SetMatch {
+		if !rapid.Bool().Draw(t, label) {
+			return desired.SetMatch{}
+		}
+		return desired.SetMatch{Set: label, V4: v4}
+	}
+	v4 := rapid.Bool().Draw(t, "v4")
+	r := desired.Rule{
+		In: rapid.SampledFrom([]string{"", "cali*", "cali1"}).Draw(t, "in"), Out: rapid.SampledFrom([]string{"", "vxlan-v6.calico"}).Draw(t, "out"),
+		UDPPort: rapid.Uint16().Draw(t, "port"), Protocol: rapid.Byte().Draw(t, "protocol"),
+		SrcIn: match("in_set", v4), SrcNotIn: match("not_in", v4), DstNotIn: [2]desired.SetMatch{match("dst1", v4), {}},
+		Spoofed: rapid.Bool().Draw(t, "spoofed"), SrcForeignTo: rapid.Bool().Draw(t, "foreign"),
+		Do: rapid.SampledFrom([]desired.Action{desired.Accept, desired.Drop, desired.Notrack, desired.Masquerade}).Draw(t, "do"),
+	}
+	if r.DstNotIn[0].Set != "" {
+		r.DstNotIn[1] = match("dst2", v4)
+	}
+	if rapid.Bool().Draw(t, "prefix") {
+		r.Src = prefix(map[bool]string{true: "10.0.0.0/9", false: "fd00::/17"}[v4])
+	}
+	return r
+}
+
+func TestRulesSurviveBeingPrinted(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rules := rapid.SliceOfN(rapid.Custom(drawRule), 0, 4).Draw(t, "rules")
+		got := desired.NewRules(rules...).List()
+		if len(got) != len(rules) {
+			t.Fatalf("%d rules of %d came back:\n%s", len(got), len(rules), desired.NewRules(rules...))
+		}
+		for i := range got {
+			if got[i] != rules[i] {
+				t.Fatalf("%+v came back as %+v", rules[i], got[i])
+			}
+		}
+	})
+	for _, bad := range []string{"jump elsewhere", "ip saddr", "iifname cali drop", "udp dport 70000 drop", "ip daddr @x drop", "drop drop", "drop accept"} {
+		if r, err := desired.ParseRule(bad); err == nil {
+			t.Errorf("%q is read as %+v", bad, r)
+		}
+	}
+}
+
+func TestNetSetMerges(t *testing.T) {
+	s := desired.NewNetSet(prefix("10.0.0.128/25"), prefix("10.0.0.0/25"), prefix("10.0.0.7/32"), prefix("10.0.1.0/26"), netip.Prefix{})
+	if s.String() != "10.0.0.0/24,10.0.1.0/26" || len(s.Ranges()) != 1 || s.Ranges()[0].String() != "10.0.0.0-10.0.1.63" {
+		t.Errorf("%s %v", s, s.Ranges())
+	}
+	if s != desired.NewNetSet(s.Prefixes()...) || (desired.NetSet{}) != desired.NewNetSet() {
+		t.Error("equal sets differ")
+	}
+}

@@ -212,8 +212,8 @@ func (a *Applier) linkEvents(data []byte, deleted bool) []Event {
 	return events
 }
 
-// addrEvents: IPv4 routes go silently with their preferred source address; and a new address may be what a gateway or
-// a source address waits for.
+// addrEvents: IPv4 routes go silently with their preferred source address, and with the last address of their interface;
+// and a new address may be what a gateway or a source address waits for.
 func (a *Applier) addrEvents(data []byte, deleted bool) []Event {
 	if len(data) < unix.SizeofIfAddrmsg {
 		return []Event{{Kind: Addr}, {Kind: Route}}
@@ -229,6 +229,9 @@ func (a *Applier) addrEvents(data []byte, deleted bool) []Event {
 			events = append(events, Event{Kind: Route})
 		}
 		return events
+	}
+	if a.routesOn(int(info.Index)) {
+		return append(events, Event{Kind: Route})
 	}
 	for _, attr := range attrs {
 		local := attr.kind == unix.IFA_LOCAL || attr.kind == unix.IFA_ADDRESS
