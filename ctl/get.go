@@ -84,7 +84,7 @@ func (a *app) get(ctx context.Context, g *getFlags, args []string) error {
 		var list result
 		list, err = a.list(ctx, client, g, kind)
 		if list.list != nil {
-			list.list.Metadata.ResourceVersion = string(read.revs[kind.Name])
+			list.list.Metadata.ResourceVersion = string(read.revision(kind.Name))
 		}
 		results = append(results, list)
 	} else {
@@ -106,7 +106,17 @@ func (a *app) get(ctx context.Context, g *getFlags, args []string) error {
 // first.
 type listing struct {
 	datastore.Store
-	revs map[string]datastore.Revision
+	revs  map[string]datastore.Revision
+	first datastore.Revision // of any kind
+}
+
+// revision is the one at which the kind was read; a view of other data has
+// theirs.
+func (l *listing) revision(kind string) datastore.Revision {
+	if rev := l.revs[kind]; rev != "" {
+		return rev
+	}
+	return l.first
 }
 
 // List passes on what the store has.
@@ -114,6 +124,7 @@ func (l *listing) List(ctx context.Context, q datastore.Query) ([]datastore.Entr
 	entries, rev, err := l.Store.List(ctx, q)
 	if _, seen := l.revs[q.Kind]; err == nil && !seen {
 		if l.revs == nil {
+			l.first = rev
 			l.revs = map[string]datastore.Revision{}
 		}
 		l.revs[q.Kind] = rev

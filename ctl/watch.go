@@ -41,6 +41,9 @@ func (a *app) watch(ctx context.Context, g *getFlags, kind api.Kind, wanted []it
 	if _, err := watchColumns(g, kind); err != nil {
 		return err
 	}
+	if kind.Name == "BlockAffinity" {
+		return exit.New(exit.Usage, "'ipam show --show-blocks' prints them", errors.New("BlockAffinity is a view of IPAM data, it cannot be watched"))
+	}
 	store, log, err := a.openStore(ctx)
 	if err != nil {
 		return err
