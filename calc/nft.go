@@ -65,7 +65,7 @@ func (c *Core) nft(t tunnelState, p *problems) desired.NFT {
 	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append(c.fromWorkloads(p), untracked(t)...))
 	chain("raw_output", "filter", "output", priorityRaw, untracked(t))
 	chain("filter_input", "filter", "input", priorityFilter, tunnelGuards(t))
-	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, c.natRules(t))
+	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, c.natRules(t, p))
 	dropUnused(out)
 	return out
 }
@@ -179,13 +179,14 @@ func tunnelGuards(t tunnelState) []desired.Rule {
 // natRules give packets of this host that leave by a tunnel the tunnel's address,
 // so that the answer comes back through it, and packets of pools with NAT
 // outgoing this host's address, unless they stay within the pools.
-func (c *Core) natRules(t tunnelState) []desired.Rule {
+func (c *Core) natRules(t tunnelState, p *problems) []desired.Rule {
 	var out []desired.Rule
 	for _, f := range families() {
 		if d, ok := t.devices[f.device]; ok && d.Addrs != (desired.AddrSet{}) {
 			out = append(out, desired.Rule{Out: f.device, SrcForeignTo: true, Do: desired.Masquerade})
 		}
 	}
+	c.unserved(p)
 	exclude := c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.NATOutgoingExclusions }, "IPPoolsOnly")
 	for _, v4 := range []bool{true, false} {
 		s := poolSetsOf(v4)
@@ -199,6 +200,28 @@ func (c *Core) natRules(t tunnelState) []desired.Rule {
 		out = append(out, r)
 	}
 	return out
+}
+
+// unserved names the settings of NAT that have no effect here.
+func (c *Core) unserved(p *problems) {
+	for name, f := range c.felix {
+		if name != "default" && name != "node."+c.opts.Node {
+			continue
+		}
+		s := &f.Spec
+		for _, field := range []struct {
+			name string
+			set  bool
+		}{
+			{"natPortRange", s.NATPortRange != nil},
+			{"natOutgoingAddress", s.NATOutgoingAddress != nil && *s.NATOutgoingAddress != ""},
+			{"iptablesNATOutgoingInterfaceFilter", s.IptablesNATOutgoingInterfaceFilter != nil && *s.IptablesNATOutgoingInterfaceFilter != ""},
+		} {
+			if field.set {
+				p.add("FelixConfiguration(%s): %s is not served by this build: NAT outgoing uses any port and the address of the interface", name, field.name)
+			}
+		}
+	}
 }
 
 // externalNodes are hosts outside the cluster that may send tunnel packets.
