@@ -116,6 +116,7 @@ func (a *Agent) localHandler() http.Handler {
 			a.opts.Log.Debug("status was not read to its end", "err", err)
 		}
 	})
+	mux.HandleFunc("GET /v1/bgp/routes", a.serveRoutes)
 	return mux
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"sort"
+	"strings"
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/bgp"
@@ -20,6 +21,7 @@ func (a *Agent) status() agentapi.Status {
 		Node: a.opts.Node, Version: a.opts.Version, PID: os.Getpid(), Started: a.started,
 		Datastore: a.conn.report(),
 		ASNumber:  state.BGP.ASN,
+		ClusterID: state.BGP.ClusterID,
 		Tables:    a.tables.report(),
 		Endpoints: endpointReport(state.Endpoints),
 		Problems:  state.Problems,
@@ -71,7 +73,8 @@ func peerReport(peers []bgp.PeerStatus) []agentapi.BGPPeer {
 	for _, p := range peers {
 		out = append(out, agentapi.BGPPeer{
 			Address: p.Peer.Addr, Name: p.Peer.Name, Type: string(p.Peer.Type), State: p.State, Since: p.Since,
-			LastError: p.LastError, ASNumber: p.Peer.ASN, Received: p.Received, Advertised: p.Advertised,
+			LastError: p.LastError, ASNumber: p.Peer.ASN, Received: p.Received, Accepted: p.Accepted, Advertised: p.Advertised,
+			Client: p.Peer.Client, Filters: strings.Fields(p.Peer.Filters),
 		})
 	}
 	return out

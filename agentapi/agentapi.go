@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"time"
 )
 
@@ -36,7 +37,8 @@ type Status struct {
 	IPv4      Address    `json:"ipv4"`
 	IPv6      Address    `json:"ipv6"`
 	ASNumber  uint32     `json:"asNumber"`
-	BGP       string     `json:"bgp"` // "running", "disabled" or why it is not running
+	ClusterID netip.Addr `json:"routeReflectorClusterID"` // invalid when this host is no route reflector
+	BGP       string     `json:"bgp"`                     // "running", "disabled" or why it is not running
 	Peers     []BGPPeer  `json:"peers"`
 	Tables    []Table    `json:"tables"`
 	Endpoints []Endpoint `json:"endpoints"`
@@ -69,7 +71,27 @@ type BGPPeer struct {
 	LastError  string     `json:"lastError,omitempty"`
 	ASNumber   uint32     `json:"asNumber"`
 	Received   int        `json:"received"`
+	Accepted   int        `json:"accepted"` // of the received, those that no check and no filter refuses
 	Advertised int        `json:"advertised"`
+	Client     bool       `json:"client,omitempty"` // this host reflects routes to and from it
+	Filters    []string   `json:"filters,omitempty"`
+}
+
+// BGPRoute is one row of the document at /v1/bgp/routes?view=V&peer=A. Views
+// are "best", and of one peer "received" and "advertised".
+type BGPRoute struct {
+	Prefix      netip.Prefix `json:"prefix"`
+	NextHop     netip.Addr   `json:"nextHop"` // invalid for an own route, whose next hop is this host
+	Peer        netip.Addr   `json:"peer"`    // invalid for an own route
+	ASPath      string       `json:"asPath,omitempty"`
+	LocalPref   uint32       `json:"localPref"`
+	MED         uint32       `json:"med,omitempty"`
+	Communities string       `json:"communities,omitempty"`
+	Originator  netip.Addr   `json:"originator"` // invalid when not reflected
+	Clusters    []netip.Addr `json:"clusters,omitempty"`
+	Best        bool         `json:"best"`
+	Stale       bool         `json:"stale,omitempty"`
+	Refused     bool         `json:"refused,omitempty"`
 }
 
 // Table is the state of one kind of kernel object that the agent keeps.
@@ -115,13 +137,30 @@ func NewClient(socket string) *Client {
 // when no agent answers.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var s Status
-	if err := c.get(ctx, "/v1/status", &s); err != nil {
+	if err := get(ctx, c, "/v1/status", &s); err != nil {
 		return nil, err
 	}
 	return &s, nil
 }
 
-func (c *Client) get(ctx context.Context, path string, into *Status) error {
+// BGPRoutes asks the agent for a view of its routes; peer is not used by the
+// view "best".
+func (c *Client) BGPRoutes(ctx context.Context, view string, peer netip.Addr) ([]BGPRoute, error) {
+	q := url.Values{"view": {view}}
+	if peer.IsValid() {
+		q.Set("peer", peer.String())
+	}
+	var out []BGPRoute
+	if err := get(ctx, c, "/v1/bgp/routes?"+q.Encode(), &out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// document is what the agent serves.
+type document interface{ *Status | *[]BGPRoute }
+
+func get[T document](ctx context.Context, c *Client, path string, into T) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
 	if err != nil {
 		return fmt.Errorf("ask agent for %s: %w", path, err)

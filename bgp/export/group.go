@@ -8,6 +8,7 @@
 package export
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -102,6 +103,23 @@ func (g *Group) Join(source *rib.Source) *Member {
 	g.members++
 	g.at[0]++
 	return &Member{group: g, source: source}
+}
+
+// Sent is a route as a member was sent it.
+type Sent struct {
+	Attrs rib.Attrs
+	From  *rib.Source
+}
+
+// Announced yields what the member has been sent and what is still in force, in the order of sending.
+func (m *Member) Announced() iter.Seq2[netip.Prefix, Sent] {
+	return func(yield func(netip.Prefix, Sent) bool) {
+		for r := m.group.live.head.next; r != &m.group.live.head && r.seq <= m.pos; r = r.next {
+			if (r.from == nil || r.from != m.source) && !yield(r.prefix, Sent{Attrs: r.attrs, From: r.from}) {
+				return
+			}
+		}
+	}
 }
 
 // Leave removes the member.

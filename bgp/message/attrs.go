@@ -172,6 +172,27 @@ func (a Attrs) PathString() string {
 	return b.String()
 }
 
+// Clusters is the CLUSTER_LIST, the last reflector first.
+func (a Attrs) Clusters() []netip.Addr {
+	var out []netip.Addr
+	for i := 0; i+4 <= len(a.ClusterList); i += 4 {
+		out = append(out, netip.AddrFrom4([4]byte([]byte(a.ClusterList[i:i+4]))))
+	}
+	return out
+}
+
+// FormatCommunities prints the wire octets of the two attributes as ParseCommunities reads them.
+func FormatCommunities(communities, large string) string {
+	var out []string
+	for b := []byte(communities); len(b) >= 4; b = b[4:] {
+		out = append(out, fmt.Sprintf("%d:%d", binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])))
+	}
+	for b := []byte(large); len(b) >= 12; b = b[12:] {
+		out = append(out, fmt.Sprintf("%d:%d:%d", binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])))
+	}
+	return strings.Join(out, " ")
+}
+
 // ParseCommunities reads a blank-separated list of "aa:nn" (RFC 1997) and "aa:nn:mm" (RFC 8092) values
 // into the wire octets of the two attributes.
 func ParseCommunities(s string) (communities, large string, err error) {

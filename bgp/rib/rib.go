@@ -83,6 +83,17 @@ func (t *Table) All() iter.Seq2[netip.Prefix, Path] {
 	}
 }
 
+// Of yields every path of src, in no particular order.
+func (t *Table) Of(src *Source) iter.Seq2[netip.Prefix, Path] {
+	return func(yield func(netip.Prefix, Path) bool) {
+		for p, d := range t.dests {
+			if i := d.index(src); i >= 0 && !yield(p, d.paths[i]) {
+				return
+			}
+		}
+	}
+}
+
 // Put adds or replaces the path of path.Source to p and reports whether the best path to p changed.
 func (t *Table) Put(p netip.Prefix, path Path) bool {
 	d := t.dests[p]
