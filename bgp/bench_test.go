@@ -28,6 +28,7 @@ type swarmSpec struct {
 	Clients  int
 	Routes   int  // each
 	External bool // each client has an AS of its own, so that the speaker passes everything on
+	Reflect  bool // the speaker is their route reflector
 	Expect   int  // routes each client is to hold in the end
 }
 
@@ -80,18 +81,23 @@ func runSwarm(spec string) error {
 
 // BenchmarkCold starts all neighbours at once against one speaker and waits until every one of them and
 // the speaker have everything (design §5, "reflector, 200 clients x 10 routes, cold"). Internal
-// neighbours are the mesh's; with external ones the speaker passes every route on to all, which is a
-// reflector's load.
+// neighbours are the mesh's or, when the speaker reflects, the clients of a reflector; external ones are
+// sent every route, too.
 func BenchmarkCold(b *testing.B) {
 	for _, s := range []swarmSpec{
 		{Clients: 50, Routes: 4},
 		{Clients: 50, Routes: 100},
 		{Clients: 200, Routes: 10, External: true},
-		{Clients: 1000, Routes: 10, External: true},
+		{Clients: 50, Routes: 10, Reflect: true},
+		{Clients: 200, Routes: 10, Reflect: true},
+		{Clients: 1000, Routes: 10, Reflect: true},
 	} {
 		kind := "mesh"
-		if s.External {
+		switch {
+		case s.External:
 			kind = "passed-on"
+		case s.Reflect:
+			kind = "reflector"
 		}
 		b.Run(fmt.Sprintf("%s-%dx%d", kind, s.Clients, s.Routes), func(b *testing.B) {
 			for i := range b.N {
@@ -105,7 +111,7 @@ const ownRoutes = 4
 
 func cold(b *testing.B, s swarmSpec, addr string) {
 	s.Server, s.Expect = netip.AddrPortFrom(netip.MustParseAddr(addr), 179), ownRoutes
-	if s.External {
+	if s.External || s.Reflect {
 		s.Expect += (s.Clients - 1) * s.Routes
 	}
 	b.StopTimer()
@@ -115,7 +121,7 @@ func cold(b *testing.B, s swarmSpec, addr string) {
 	cfg := Config{RouterID: routerID(s.Server.Addr()), ASN: 64512, Listen: []netip.AddrPort{s.Server},
 		Peers: map[netip.Addr]Peer{}, Announce: map[netip.Prefix]Announcement{}}
 	for i := range s.Clients {
-		cfg.Peers[s.addr(i)] = Peer{Name: "client", Type: TypeMesh, Addr: s.addr(i), Local: s.Server.Addr(), ASN: s.asn(i), Passive: true}
+		cfg.Peers[s.addr(i)] = Peer{Name: "client", Type: TypeMesh, Addr: s.addr(i), Local: s.Server.Addr(), ASN: s.asn(i), Passive: true, Client: s.Reflect}
 	}
 	for i := range ownRoutes {
 		cfg.Announce[netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i), 0}), 24)] = Announcement{}
