@@ -77,7 +77,11 @@ func checkData(dir string) error {
 		return err
 	}
 	if logged {
-		return checkWAL(log)
+		begun, err := checkWAL(log)
+		if err == nil && !begun && !written {
+			return discard(dir)
+		}
+		return err
 	}
 	if written {
 		return damaged(log, errors.New("the log is missing, though the database holds data"))
@@ -125,17 +129,32 @@ func checkDatabase(path string) (written bool, err error) {
 	return written, err
 }
 
-func checkWAL(dir string) error {
+// checkWAL also says whether the log has been begun. The member's own admission
+// to the cluster is the first entry and is written together with a commit index
+// of at least one; without that nothing was ever acknowledged to anybody.
+func checkWAL(dir string) (begun bool, err error) {
 	quiet := zap.NewNop()
 	snaps, err := wal.ValidSnapshotEntries(quiet, dir)
 	if err != nil {
-		return damaged(dir, err)
+		return false, damaged(dir, err)
 	}
 	if len(snaps) == 0 {
-		return damaged(dir, errors.New("no snapshot record"))
+		return false, damaged(dir, errors.New("no snapshot record"))
 	}
-	if _, err := wal.Verify(quiet, dir, snaps[len(snaps)-1]); err != nil {
-		return damaged(dir, err)
+	state, err := wal.Verify(quiet, dir, snaps[len(snaps)-1])
+	if err != nil {
+		return false, damaged(dir, err)
+	}
+	return state.GetCommit() > 0, nil
+}
+
+// discard removes the log that a process left which was killed after it had
+// made the file and before the member had admitted itself: etcd would take it
+// for a member's that has been running, and wait for an election in a cluster
+// without members.
+func discard(dir string) error {
+	if err := os.RemoveAll(filepath.Join(dir, "member")); err != nil {
+		return fmt.Errorf("remove what a first start left that was killed: %w", err)
 	}
 	return nil
 }
