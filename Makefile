@@ -20,7 +20,7 @@ TEST_PACKAGES := etcd-server etcd-client bird2 frr containernetworking-plugins n
                  iproute2 iputils-ping tcpdump procps openssl time docker.io busybox-static
 
 # Pure packages: no root, no namespaces, no servers.
-FAST := ./selector/... ./api/... ./config/... ./autodetect/... ./desired/... ./reconcile/... ./calc/... \
+FAST := ./selector/... ./api/... ./convert/... ./exit/... ./config/... ./autodetect/... ./desired/... ./reconcile/... ./calc/... \
         ./datastore ./datastore/memory/... ./ipam/... ./resource/... ./test/house/...
 
 .PHONY: help
