@@ -326,7 +326,7 @@ func (m *Manager) SettlePort(_ context.Context, port string, netns *os.File) err
 	return nil
 }
 
-// ClosePort removes the pair of a port, wherever its container's end is; the endpoint stays. It is no error when it is
+// ClosePort removes the pair of a port, wherever its container's end is, and the host's routes; the endpoint stays. It is no error when it is
 // not there.
 func (m *Manager) ClosePort(ctx context.Context, port string) error {
 	if err := checkPortID(port); err != nil {
@@ -338,7 +338,12 @@ func (m *Manager) ClosePort(ctx context.Context, port string) error {
 		return fmt.Errorf("close port %s: %w", port, err)
 	}
 	defer unlock()
-	if err := m.host.removeIf(id.hostName(m.Prefix), id.alias()); err != nil {
+	err = m.host.removeIf(id.hostName(m.Prefix), id.alias())
+	if err == nil {
+		own := id.endpoint(m.Node, id.hostName(m.Prefix))
+		err = m.Sink.Remove(ctx, own.Namespace, own.Name)
+	}
+	if err != nil {
 		return fmt.Errorf("close port %s: %w", port, err)
 	}
 	return nil
