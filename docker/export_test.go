@@ -10,3 +10,6 @@ import (
 func (s *Server) CollectBefore(ctx context.Context, before time.Time) error {
 	return errors.Join(s.collectPorts(ctx, before), s.collectAddresses(ctx, before))
 }
+
+// ProfileName is profileName.
+func ProfileName(s string) string { return profileName(s) }

@@ -209,20 +209,23 @@ const maxProfileName = 56
 // profileName makes a name that a profile may have. A name that had to be changed gets a mark, so that two names do
 // not become one.
 func profileName(name string) string {
-	clean := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' {
-			return r
+	clean := []byte(strings.ToLower(name))
+	for i, c := range clean {
+		// A dot separates parts that begin and end with a letter or a digit.
+		dot := c == '.' && i > 0 && isAlnum(clean[i-1]) && i+1 < len(clean) && isAlnum(clean[i+1])
+		if !isAlnum(c) && !dot {
+			clean[i] = '-'
 		}
-		return '-'
-	}, strings.ToLower(name))
-	clean = strings.ReplaceAll(clean, "..", "-")
-	clean = strings.Trim(clean[:min(len(clean), maxProfileName)], "-.")
-	if clean == name {
+	}
+	fit := func(n int) string { return strings.Trim(string(clean[:min(len(clean), n)]), "-.") }
+	if all := fit(maxProfileName); all == name && name != "" {
 		return name
 	}
 	sum := sha1.Sum([]byte(name)) //nolint:gosec // as above
-	return strings.TrimLeft(clean[:min(len(clean), maxProfileName-7)]+"-"+hex.EncodeToString(sum[:3]), "-")
+	return strings.TrimPrefix(fit(maxProfileName-7)+"-"+hex.EncodeToString(sum[:3]), "-")
 }
+
+func isAlnum(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 
 // createEndpoint makes the port of a container that is about to start.
 func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpointAnswer, err error) {
