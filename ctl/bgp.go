@@ -20,7 +20,7 @@ import (
 func (a *app) bgpCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bgp", Short: "Inspect this host's BGP sessions and routes"}
 	group(c)
-	c.AddCommand(a.bgpPeersCommand(), a.bgpRoutesCommand())
+	c.AddCommand(a.bgpPeersCommand(), a.bgpRoutesCommand(), a.bgpFiltersCommand())
 	return c
 }
 
