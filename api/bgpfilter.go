@@ -94,8 +94,10 @@ type filterList struct {
 
 func (s *BGPFilterSpec) lists() []filterList {
 	return []filterList{
-		{"Spec.ExportV4", 4, s.ExportV4}, {"Spec.ImportV4", 4, s.ImportV4},
-		{"Spec.ExportV6", 6, s.ExportV6}, {"Spec.ImportV6", 6, s.ImportV6},
+		{"Spec.ExportV4", 4, s.ExportV4},
+		{"Spec.ImportV4", 4, s.ImportV4},
+		{"Spec.ExportV6", 6, s.ExportV6},
+		{"Spec.ImportV6", 6, s.ImportV6},
 	}
 }
 

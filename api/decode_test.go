@@ -263,8 +263,10 @@ func sprinkle(t *rapid.T, n *tree) {
 
 // Absent and empty lists are different in every way an object can travel.
 func TestEmptyIsNotAbsent(t *testing.T) {
-	for _, rule := range []string{`{"action":"Deny"}`, `{"action":"Deny","source":{"nets":[]}}`, `{"action":"Deny","source":{"notNets":[]}}`,
-		`{"action":"Deny","protocol":"TCP","destination":{"ports":[]}}`, `{"action":"Deny","destination":{"serviceAccounts":{"names":[]}}}`} {
+	for _, rule := range []string{
+		`{"action":"Deny"}`, `{"action":"Deny","source":{"nets":[]}}`, `{"action":"Deny","source":{"notNets":[]}}`,
+		`{"action":"Deny","protocol":"TCP","destination":{"ports":[]}}`, `{"action":"Deny","destination":{"serviceAccounts":{"names":[]}}}`,
+	} {
 		in := `{"kind":"Profile","apiVersion":"projectcalico.org/v3","metadata":{"name":"x"},"spec":{"ingress":[` + rule + `]}}`
 		for _, doc := range split(t, in) {
 			o, err := DecodeStrict([]byte(doc))

@@ -339,11 +339,16 @@ func (c *checker) felixDurations(s *FelixConfigurationSpec) {
 		path  string
 		value *Duration
 	}{
-		{"Spec.ReportingInterval", s.ReportingInterval}, {"Spec.ReportingTTL", s.ReportingTTL},
-		{"Spec.RouteRefreshInterval", s.RouteRefreshInterval}, {"Spec.InterfaceRefreshInterval", s.InterfaceRefreshInterval},
-		{"Spec.NftablesRefreshInterval", s.NftablesRefreshInterval}, {"Spec.IptablesRefreshInterval", s.IptablesRefreshInterval},
-		{"Spec.IpsetsRefreshInterval", s.IpsetsRefreshInterval}, {"Spec.EndpointReportingDelay", s.EndpointReportingDelay},
-		{"Spec.NetlinkTimeout", s.NetlinkTimeout}, {"Spec.DataplaneWatchdogTimeout", s.DataplaneWatchdogTimeout},
+		{"Spec.ReportingInterval", s.ReportingInterval},
+		{"Spec.ReportingTTL", s.ReportingTTL},
+		{"Spec.RouteRefreshInterval", s.RouteRefreshInterval},
+		{"Spec.InterfaceRefreshInterval", s.InterfaceRefreshInterval},
+		{"Spec.NftablesRefreshInterval", s.NftablesRefreshInterval},
+		{"Spec.IptablesRefreshInterval", s.IptablesRefreshInterval},
+		{"Spec.IpsetsRefreshInterval", s.IpsetsRefreshInterval},
+		{"Spec.EndpointReportingDelay", s.EndpointReportingDelay},
+		{"Spec.NetlinkTimeout", s.NetlinkTimeout},
+		{"Spec.DataplaneWatchdogTimeout", s.DataplaneWatchdogTimeout},
 	} {
 		c.notNegative(d.path, d.value)
 	}

@@ -92,8 +92,10 @@ func (k *KubeControllersConfiguration) Validate() error {
 		name   string
 		config *ReconcilerConfig
 	}{
-		{"Policy", s.Controllers.Policy}, {"WorkloadEndpoint", s.Controllers.WorkloadEndpoint},
-		{"ServiceAccount", s.Controllers.ServiceAccount}, {"Namespace", s.Controllers.Namespace},
+		{"Policy", s.Controllers.Policy},
+		{"WorkloadEndpoint", s.Controllers.WorkloadEndpoint},
+		{"ServiceAccount", s.Controllers.ServiceAccount},
+		{"Namespace", s.Controllers.Namespace},
 	} {
 		if r.config != nil {
 			c.notNegative("Spec.Controllers."+r.name+".ReconcilerPeriod", r.config.ReconcilerPeriod)

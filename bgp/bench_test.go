@@ -118,8 +118,10 @@ func cold(b *testing.B, s swarmSpec, addr string) {
 	runtime.GC()
 	heapBefore, cpuBefore := heap(), cpu()
 	n := New(quiet(), Options{MaxPending: 4096})
-	cfg := Config{RouterID: routerID(s.Server.Addr()), ASN: 64512, Listen: []netip.AddrPort{s.Server},
-		Peers: map[netip.Addr]Peer{}, Announce: map[netip.Prefix]Announcement{}}
+	cfg := Config{
+		RouterID: routerID(s.Server.Addr()), ASN: 64512, Listen: []netip.AddrPort{s.Server},
+		Peers: map[netip.Addr]Peer{}, Announce: map[netip.Prefix]Announcement{},
+	}
 	for i := range s.Clients {
 		cfg.Peers[s.addr(i)] = Peer{Name: "client", Type: TypeMesh, Addr: s.addr(i), Local: s.Server.Addr(), ASN: s.asn(i), Passive: true, Client: s.Reflect}
 	}

@@ -249,8 +249,10 @@ func (c Config) session(p Peer) session.Config {
 // attrs returns the path attributes of an announcement; a zero next hop is filled in on export.
 func (a Announcement) attrs() message.Attrs {
 	communities, large, _ := message.ParseCommunities(a.Communities) // validated by Set
-	out := message.Attrs{NextHop: a.NextHop, LocalPref: a.LocalPref, HasLocalPref: true,
-		MED: a.MED, HasMED: a.MED != 0, Communities: communities, LargeCommunities: large}
+	out := message.Attrs{
+		NextHop: a.NextHop, LocalPref: a.LocalPref, HasLocalPref: true,
+		MED: a.MED, HasMED: a.MED != 0, Communities: communities, LargeCommunities: large,
+	}
 	if out.LocalPref == 0 {
 		out.LocalPref = message.DefaultLocalPref
 	}

@@ -13,9 +13,11 @@ import (
 func TestValidate(t *testing.T) {
 	addr := netip.MustParseAddr("10.0.0.2")
 	good := func() Config {
-		return Config{RouterID: netip.MustParseAddr("1.1.1.1"), ASN: 64512, Listen: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:179")},
+		return Config{
+			RouterID: netip.MustParseAddr("1.1.1.1"), ASN: 64512, Listen: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:179")},
 			Peers:    map[netip.Addr]Peer{addr: mesh("10.0.0.2")},
-			Announce: map[netip.Prefix]Announcement{netip.MustParsePrefix("192.168.0.0/24"): {Communities: "1:1 1:2:3"}}}
+			Announce: map[netip.Prefix]Announcement{netip.MustParsePrefix("192.168.0.0/24"): {Communities: "1:1 1:2:3"}},
+		}
 	}
 	peer := func(change func(*Peer)) func(*Config) {
 		return func(c *Config) { p := c.Peers[addr]; change(&p); c.Peers[addr] = p }

@@ -87,8 +87,10 @@ func TestImportChecks(t *testing.T) {
 
 func TestOwnNextHopIsRefused(t *testing.T) {
 	a := start(t, "10.1.5.1", Options{}, mesh("10.1.5.2"))
-	c := bgptest.Client{Local: netip.MustParseAddr("10.1.5.2"), RouterID: netip.MustParseAddr("2.2.2.2"), ASN: 64512,
-		NextHop: a.addr, Routes: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}}
+	c := bgptest.Client{
+		Local: netip.MustParseAddr("10.1.5.2"), RouterID: netip.MustParseAddr("2.2.2.2"), ASN: 64512,
+		NextHop: a.addr, Routes: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
+	}
 	s := bgptest.Start(context.Background(), bgptest.Options{Server: netip.MustParseAddrPort("10.1.5.1:179"), Clients: []bgptest.Client{c}})
 	t.Cleanup(s.Close)
 	eventually(t, "route received", func() bool { return a.peer("10.1.5.2").Received == 1 }, a)
@@ -315,8 +317,10 @@ func conversation(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	msgs := [][]byte{b, message.Keepalive()}
-	attrs := message.Attrs{NextHop: netip.MustParseAddr("10.1.10.2"), HasLocalPref: true, LocalPref: 100, HasMED: true, MED: 1,
-		Communities: "abcdefgh", LargeCommunities: "abcdefghijkl", OriginatorID: netip.MustParseAddr("9.9.9.9"), ClusterList: "abcd"}
+	attrs := message.Attrs{
+		NextHop: netip.MustParseAddr("10.1.10.2"), HasLocalPref: true, LocalPref: 100, HasMED: true, MED: 1,
+		Communities: "abcdefgh", LargeCommunities: "abcdefghijkl", OriginatorID: netip.MustParseAddr("9.9.9.9"), ClusterList: "abcd",
+	}
 	attrs = attrs.Prepend(65001).Prepend(65002)
 	if msgs, err = message.AppendReach(msgs, message.IPv4, attrs, true, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/24"), netip.MustParsePrefix("0.0.0.0/0")}); err != nil {
 		t.Fatal(err)

@@ -49,8 +49,10 @@ func (p *peer) Up(info session.Info) session.Feed {
 	// RFC 4724 §4.2: what the peer did not preserve over its restart goes now, the rest at End-of-RIB.
 	p.sweepStale(^info.Restart.Forwarding)
 	p.feed = f
-	p.base = export.Policy{Internal: info.Session.Internal, NextHop: info.Local,
-		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS}
+	p.base = export.Policy{
+		Internal: info.Session.Internal, NextHop: info.Local,
+		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS,
+	}
 	g := s.group(p.policy())
 	f.group, f.member, f.initial = g, g.Join(p.source), g.Seq()
 	g.feeds[f] = struct{}{}

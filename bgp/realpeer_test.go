@@ -36,8 +36,10 @@ func newHost(t *testing.T, n int) *host {
 		t.Fatalf("start a process in a new network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = hold.Process.Kill(); _ = hold.Wait() })
-	h := &host{t: t, pid: hold.Process.Pid, dir: t.TempDir(),
-		us: fmt.Sprintf("172.31.%d.1", n), them: fmt.Sprintf("172.31.%d.2", n), us6: fmt.Sprintf("fd31:%d::1", n)}
+	h := &host{
+		t: t, pid: hold.Process.Pid, dir: t.TempDir(),
+		us: fmt.Sprintf("172.31.%d.1", n), them: fmt.Sprintf("172.31.%d.2", n), us6: fmt.Sprintf("fd31:%d::1", n),
+	}
 	name, peer := fmt.Sprintf("bgp%da", n), fmt.Sprintf("bgp%db", n)
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer, PeerNamespace: netlink.NsPid(h.pid)}
 	if err := netlink.LinkAdd(veth); err != nil {

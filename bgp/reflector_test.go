@@ -21,7 +21,8 @@ func inCluster(addr string) Peer {
 func attrsOf(n *node, prefix string) (a struct {
 	hop, originator netip.Addr
 	clusters        string
-}) {
+},
+) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if best, ok := n.table.Best(netip.MustParsePrefix(prefix)); ok {

@@ -19,8 +19,10 @@ type wirePeer struct {
 
 // gracefulOpen is the OPEN of a peer with graceful restart.
 func gracefulOpen(id string, restart message.Restart) message.Open {
-	return message.Open{ASN: 64512, HoldTime: 90 * time.Second, ID: netip.MustParseAddr(id), Families: message.IPv4.Set(),
-		RouteRefresh: true, FourOctetAS: true, Restart: restart}
+	return message.Open{
+		ASN: 64512, HoldTime: 90 * time.Second, ID: netip.MustParseAddr(id), Families: message.IPv4.Set(),
+		RouteRefresh: true, FourOctetAS: true, Restart: restart,
+	}
 }
 
 func preserved() message.Restart {

@@ -69,7 +69,9 @@ func (s *Speaker) Routes(view View, peer netip.Addr) ([]Route, error) {
 
 func route(prefix netip.Prefix, path rib.Path, best bool) Route {
 	a := path.Attrs.Value()
-	return Route{Prefix: prefix, NextHop: a.NextHop, Peer: path.Source.Addr, ASPath: a.PathString(), LocalPref: a.LocalPref,
+	return Route{
+		Prefix: prefix, NextHop: a.NextHop, Peer: path.Source.Addr, ASPath: a.PathString(), LocalPref: a.LocalPref,
 		MED: a.MED, Communities: message.FormatCommunities(a.Communities, a.LargeCommunities), Originator: a.OriginatorID,
-		Clusters: a.Clusters(), Best: best, Stale: path.Stale, Refused: path.Barred}
+		Clusters: a.Clusters(), Best: best, Stale: path.Stale, Refused: path.Barred,
+	}
 }

@@ -191,8 +191,10 @@ func (s *Speaker) Best() map[netip.Prefix]Path {
 			asPath = a.PathString()
 			paths[p.Attrs] = asPath
 		}
-		out[prefix] = Path{Prefix: prefix, NextHop: a.NextHop, Peer: p.Source.Addr, PeerASN: p.Source.ASN,
-			LocalPref: a.LocalPref, MED: a.MED, ASPath: asPath, Stale: p.Stale}
+		out[prefix] = Path{
+			Prefix: prefix, NextHop: a.NextHop, Peer: p.Source.Addr, PeerASN: p.Source.ASN,
+			LocalPref: a.LocalPref, MED: a.MED, ASPath: asPath, Stale: p.Stale,
+		}
 	}
 	return out
 }

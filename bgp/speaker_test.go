@@ -146,8 +146,10 @@ func TestEBGP(t *testing.T) {
 	a.set()
 	b.announce("192.168.2.0/24")
 	eventually(t, "route passed on", func() bool { return c.has("192.168.1.0/24") && b.has("0.0.0.0/0") && a.has("192.168.2.0/24") }, a, b, c)
-	if got, want := c.Best()[netip.MustParsePrefix("192.168.1.0/24")], (Path{Prefix: netip.MustParsePrefix("192.168.1.0/24"),
-		NextHop: a.addr, Peer: b.addr, PeerASN: 64512, LocalPref: 100, MED: 7, ASPath: "4200000001"}); got != want {
+	if got, want := c.Best()[netip.MustParsePrefix("192.168.1.0/24")], (Path{
+		Prefix:  netip.MustParsePrefix("192.168.1.0/24"),
+		NextHop: a.addr, Peer: b.addr, PeerASN: 64512, LocalPref: 100, MED: 7, ASPath: "4200000001",
+	}); got != want {
 		t.Errorf("at c: %+v, want %+v", got, want)
 	}
 	if c.has("0.0.0.0/0") {

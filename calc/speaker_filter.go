@@ -43,8 +43,10 @@ func Filter(res *api.BGPFilter) (filter.Filter, error) {
 		rules []api.BGPFilterRule
 		into  *[]filter.Rule
 	}{
-		{"exportV4", s.ExportV4, &out.Export4}, {"importV4", s.ImportV4, &out.Import4},
-		{"exportV6", s.ExportV6, &out.Export6}, {"importV6", s.ImportV6, &out.Import6},
+		{"exportV4", s.ExportV4, &out.Export4},
+		{"importV4", s.ImportV4, &out.Import4},
+		{"exportV6", s.ExportV6, &out.Export6},
+		{"importV6", s.ImportV6, &out.Import6},
 	} {
 		for i := range list.rules {
 			r, err := filterRule(&list.rules[i])
@@ -69,8 +71,10 @@ func filterRule(r *api.BGPFilterRule) (filter.Rule, error) {
 		out.CIDR = cidr.Masked()
 	}
 	var ok bool
-	if out.Match, ok = map[string]filter.Match{"": filter.MatchAny, "Equal": filter.Equal, "NotEqual": filter.NotEqual,
-		"In": filter.In, "NotIn": filter.NotIn}[r.MatchOperator]; !ok {
+	if out.Match, ok = map[string]filter.Match{
+		"": filter.MatchAny, "Equal": filter.Equal, "NotEqual": filter.NotEqual,
+		"In": filter.In, "NotIn": filter.NotIn,
+	}[r.MatchOperator]; !ok {
 		return out, fmt.Errorf("matchOperator %q: want Equal, NotEqual, In or NotIn", r.MatchOperator)
 	}
 	if out.PeerType, ok = map[string]filter.PeerType{"": filter.AnyPeer, "eBGP": filter.ExternalPeer, "iBGP": filter.InternalPeer}[r.PeerType]; !ok {

@@ -70,8 +70,10 @@ type nodeAddrs []netip.Addr
 // peers computes the sessions: the mesh, the BGPPeer resources that select
 // this node, and those that lead from other nodes to this one.
 func (c *Core) peers(self *api.Node, own []netip.Addr, p *problems) map[netip.Addr]wanted {
-	g := &peering{core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
-		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, wanted: map[netip.Addr]wanted{}}
+	g := &peering{
+		core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
+		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, wanted: map[netip.Addr]wanted{},
+	}
 	ignore := &problems{} // each node's own agent reports its addresses
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		addrs := c.speakerAddrs(c.nodes[name], ignore)

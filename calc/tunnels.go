@@ -58,14 +58,18 @@ type family struct {
 
 func families() []family {
 	return []family{
-		{true, desired.VXLANDevice, "", desired.OverheadVXLAN,
+		{
+			true, desired.VXLANDevice, "", desired.OverheadVXLAN,
 			func(n *api.NodeSpec) string { return n.IPv4VXLANTunnelAddr },
 			func(n *api.NodeSpec) string { return n.VXLANTunnelMACAddr },
-			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTU }},
-		{false, desired.VXLANDevice6, "-v6", desired.OverheadVXLAN6,
+			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTU },
+		},
+		{
+			false, desired.VXLANDevice6, "-v6", desired.OverheadVXLAN6,
 			func(n *api.NodeSpec) string { return n.IPv6VXLANTunnelAddr },
 			func(n *api.NodeSpec) string { return n.VXLANTunnelMACAddrV6 },
-			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTUV6 }},
+			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTUV6 },
+		},
 	}
 }
 

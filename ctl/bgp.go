@@ -88,8 +88,10 @@ func (a *app) bgpPeers(ctx context.Context, f agentFlags) error {
 		if p.Client {
 			role = "client"
 		}
-		rows = append(rows, []string{p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, since(p.Since, a.Now()),
-			strconv.Itoa(p.Received), strconv.Itoa(p.Accepted), strconv.Itoa(p.Advertised), cmp.Or(strings.Join(p.Filters, ","), "-"), cmp.Or(p.LastError, "-")})
+		rows = append(rows, []string{
+			p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, since(p.Since, a.Now()),
+			strconv.Itoa(p.Received), strconv.Itoa(p.Accepted), strconv.Itoa(p.Advertised), cmp.Or(strings.Join(p.Filters, ","), "-"), cmp.Or(p.LastError, "-"),
+		})
 	}
 	return writeGrid(a.Stdout, []string{"ADDRESS", "NAME", "TYPE", "AS", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FILTERS", "REASON"}, rows)
 }
@@ -161,8 +163,10 @@ func (a *app) printRoutes(routes []agentapi.BGPRoute, asJSON bool) error {
 	}
 	var rows [][]string
 	for _, r := range routes {
-		rows = append(rows, []string{r.Prefix.String(), text(r.NextHop, "self"), text(r.Peer, "own"), strconv.FormatUint(uint64(r.LocalPref), 10),
-			cmp.Or(r.ASPath, "-"), cmp.Or(r.Communities, "-"), text(r.Originator, "-"), routeState(r)})
+		rows = append(rows, []string{
+			r.Prefix.String(), text(r.NextHop, "self"), text(r.Peer, "own"), strconv.FormatUint(uint64(r.LocalPref), 10),
+			cmp.Or(r.ASPath, "-"), cmp.Or(r.Communities, "-"), text(r.Originator, "-"), routeState(r),
+		})
 	}
 	return writeGrid(a.Stdout, []string{"PREFIX", "NEXT HOP", "FROM", "LOCALPREF", "AS PATH", "COMMUNITIES", "ORIGINATOR", "STATE"}, rows)
 }

@@ -70,9 +70,12 @@ func TestBGPCommands(t *testing.T) {
 		{"peers", []string{
 			"Route reflector of cluster 1.1.1.1.",
 			"| 10.0.0.2 | to-rr | node specific | 64512 | client | Established |",
-			"x,y", "| 10.0.0.3 | tor   | global        | 64999 | -      | Active      |", "no answer from peer: it is down, or the passwords differ |"}, 0},
-		{"routes", []string{"| 10.65.0.0/26 | self     | own      | 2147482623 | -       | 64512:1     | -          | best          |",
-			"| 10.65.1.0/26 | 10.0.0.2 | 10.0.0.2 |        100 |   64999 | -           | 9.9.9.9    | stale,refused |"}, 0},
+			"x,y", "| 10.0.0.3 | tor   | global        | 64999 | -      | Active      |", "no answer from peer: it is down, or the passwords differ |",
+		}, 0},
+		{"routes", []string{
+			"| 10.65.0.0/26 | self     | own      | 2147482623 | -       | 64512:1     | -          | best          |",
+			"| 10.65.1.0/26 | 10.0.0.2 | 10.0.0.2 |        100 |   64999 | -           | 9.9.9.9    | stale,refused |",
+		}, 0},
 		{"routes --peer 10.0.0.2 --advertised", []string{"10.65.0.0/26"}, 0},
 		{"routes -o json", []string{`"localPref": 2147482623`}, 0},
 		{"peers -o json", []string{`"client": true`}, 0},

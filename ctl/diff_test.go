@@ -85,8 +85,13 @@ func TestOlderThan(t *testing.T) {
 		version, minimum string
 		want             bool
 	}{
-		{"6.18.44-fc-v657", "2.6.24", false}, {"2.6.18-el5", "2.6.24", true}, {"2.6.24", "2.6.24", false},
-		{"3.0", "2.6.24", false}, {"2.6", "2.6.24", true}, {"", "2.6.24", true}, {"10.0", "9.9.9", false},
+		{"6.18.44-fc-v657", "2.6.24", false},
+		{"2.6.18-el5", "2.6.24", true},
+		{"2.6.24", "2.6.24", false},
+		{"3.0", "2.6.24", false},
+		{"2.6", "2.6.24", true},
+		{"", "2.6.24", true},
+		{"10.0", "9.9.9", false},
 	} {
 		if got := olderThan(tt.version, tt.minimum); got != tt.want {
 			t.Errorf("olderThan(%q, %q) = %t", tt.version, tt.minimum, got)

@@ -21,8 +21,10 @@ func TestRoutesPrintLikeIPRoute(t *testing.T) {
 	add("192.168.36.192/26", desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed, Dev: "ignored"})
 	add("192.168.36.192/32", desired.Route{Dev: "cali123", Proto: desired.ProtoEndpoint})
 	add("0.0.0.0/0", desired.Route{Gateway: addr("10.0.0.1"), Dev: "eth0", Proto: desired.ProtoBGP})
-	add("10.9.0.77/26", desired.Route{Gateway: addr("10.9.0.64"), Dev: "vxlan.calico", Onlink: true, MTU: 1450,
-		Proto: desired.ProtoComputed, Src: addr("10.0.0.2")})
+	add("10.9.0.77/26", desired.Route{
+		Gateway: addr("10.9.0.64"), Dev: "vxlan.calico", Onlink: true, MTU: 1450,
+		Proto: desired.ProtoComputed, Src: addr("10.0.0.2"),
+	})
 	add("fd00:10::40/122", desired.Route{Gateway: addr("fd01::3"), Dev: "eth0", Proto: desired.ProtoBGP})
 	add("fd00:10::80/122", desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed})
 	rs.Add(desired.RouteKey{Table: 100, Dst: prefix("10.0.0.0/8"), Priority: 7}, desired.Route{Dev: "eth1", Proto: 80})

@@ -40,8 +40,6 @@ type poolAnswer struct {
 	Data         map[string]string
 }
 
-type poolRef struct{ PoolID string }
-
 type addressRequest struct {
 	PoolID, Address string
 	Options         map[string]string

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -240,10 +239,4 @@ func (k *kernelSink) Remove(_ context.Context, namespace, name string) error {
 func ping(t testing.TB, from *nstest.NS, to netip.Addr, extra ...string) string {
 	t.Helper()
 	return from.Command("ping", append([]string{"-c3", "-i0.05", "-W1", "-q", to.String()}, extra...)...)
-}
-
-func within(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
 }

@@ -184,8 +184,13 @@ func TestPoolOverlap(t *testing.T) {
 		cidr string
 		ok   bool
 	}{
-		{"10.65.0.0/16", false}, {"10.0.0.0/8", false}, {"10.65.255.192/26", false}, {"10.66.0.0/16", true},
-		{"fd00::/64", false}, {"fd00:0:0:0:0:1::/80", false}, {"fd00:0:0:1::/64", true},
+		{"10.65.0.0/16", false},
+		{"10.0.0.0/8", false},
+		{"10.65.255.192/26", false},
+		{"10.66.0.0/16", true},
+		{"fd00::/64", false},
+		{"fd00:0:0:0:0:1::/80", false},
+		{"fd00:0:0:1::/64", true},
 	} {
 		c, s := newClient(t)
 		off := newPool("p1", "10.65.0.0/16")

@@ -134,9 +134,17 @@ func (f *flags) options(c *cobra.Command, version string) (agent.Options, []stri
 		to   *string
 		flag string
 	}{
-		{&o.Node, f.name}, {&o.IP, f.ip}, {&o.IP6, f.ip6}, {&o.Method, f.method}, {&o.Method6, f.method6},
-		{&o.StateDir, f.stateDir}, {&o.RunDir, f.runDir}, {&o.HealthAddr, f.health}, {&o.MetricsAddr, f.metrics},
-		{&o.Docker, f.docker}, {&o.DockerScope, f.dockerScope},
+		{&o.Node, f.name},
+		{&o.IP, f.ip},
+		{&o.IP6, f.ip6},
+		{&o.Method, f.method},
+		{&o.Method6, f.method6},
+		{&o.StateDir, f.stateDir},
+		{&o.RunDir, f.runDir},
+		{&o.HealthAddr, f.health},
+		{&o.MetricsAddr, f.metrics},
+		{&o.Docker, f.docker},
+		{&o.DockerScope, f.dockerScope},
 	} {
 		if s.flag != "" {
 			*s.to = s.flag

@@ -273,8 +273,10 @@ func (m *member) session(ctx context.Context) error {
 
 func (m *member) handshake(c net.Conn, r *message.Reader) (message.Open, error) {
 	fam := message.FamilyOf(m.client.Local).Set()
-	b, err := message.Open{ASN: m.client.ASN, HoldTime: m.swarm.opt.HoldTime, ID: m.client.RouterID, Families: fam,
-		RouteRefresh: true, FourOctetAS: true}.Encode()
+	b, err := message.Open{
+		ASN: m.client.ASN, HoldTime: m.swarm.opt.HoldTime, ID: m.client.RouterID, Families: fam,
+		RouteRefresh: true, FourOctetAS: true,
+	}.Encode()
 	if err != nil {
 		return message.Open{}, err
 	}

@@ -67,8 +67,10 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 	a := path.Attrs.Value()
 	verdict := filter.NoMatch
 	if p.Filter != nil {
-		verdict, a, _ = p.Filter.Export(filter.Route{Prefix: prefix, Attrs: a, Learnt: !path.Source.Local,
-			Interface: path.Interface, InternalPeer: p.Internal})
+		verdict, a, _ = p.Filter.Export(filter.Route{
+			Prefix: prefix, Attrs: a, Learnt: !path.Source.Local,
+			Interface: path.Interface, InternalPeer: p.Internal,
+		})
 	}
 	if verdict == filter.Reject || (verdict == filter.NoMatch && !path.Source.Local && !p.Passing.allows(prefix)) {
 		return none, false

@@ -92,8 +92,13 @@ func TestMatches(t *testing.T) {
 }
 
 func TestOperations(t *testing.T) {
-	rule := Rule{Accept: true, Operations: []Operation{{AddCommunity: "1:2"}, {AddCommunity: "1:2"}, {AddCommunity: "7:8:9"},
-		{PrependASPath: []uint32{5, 6}}, {SetPriority: 512}}}
+	rule := Rule{Accept: true, Operations: []Operation{
+		{AddCommunity: "1:2"},
+		{AddCommunity: "1:2"},
+		{AddCommunity: "7:8:9"},
+		{PrependASPath: []uint32{5, 6}},
+		{SetPriority: 512},
+	}}
 	_, got, _ := NewChain([]Filter{{Export4: []Rule{rule}}}, nil).Export(Route{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Attrs: attrs("3:4", 100, 9)})
 	want := attrs("3:4 1:2 7:8:9", 2147483135, 5, 6, 9)
 	want.HasLocalPref = true

@@ -125,8 +125,12 @@ func (a Attrs) wire(f Family, fourOctetAS bool) ([]wire.PathAttributeInterface, 
 	for _, list := range []struct {
 		t     wire.BGPAttrType
 		value string
-	}{{wire.BGP_ATTR_TYPE_COMMUNITIES, a.Communities}, {wire.BGP_ATTR_TYPE_ORIGINATOR_ID, octets(a.OriginatorID)},
-		{wire.BGP_ATTR_TYPE_CLUSTER_LIST, a.ClusterList}, {wire.BGP_ATTR_TYPE_LARGE_COMMUNITY, a.LargeCommunities}} {
+	}{
+		{wire.BGP_ATTR_TYPE_COMMUNITIES, a.Communities},
+		{wire.BGP_ATTR_TYPE_ORIGINATOR_ID, octets(a.OriginatorID)},
+		{wire.BGP_ATTR_TYPE_CLUSTER_LIST, a.ClusterList},
+		{wire.BGP_ATTR_TYPE_LARGE_COMMUNITY, a.LargeCommunities},
+	} {
 		if list.value != "" {
 			out = append(out, wire.NewPathAttributeUnknown(wire.PathAttrFlags[list.t], list.t, []byte(list.value)))
 		}

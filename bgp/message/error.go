@@ -124,8 +124,10 @@ func notificationText(code, sub uint8) string {
 	if w, ok := words[[2]uint8{code, sub}]; ok {
 		return w
 	}
-	class := map[uint8]string{codeHeader: "message header error", codeOpen: "OPEN message error",
-		codeUpdate: "UPDATE message error", codeFSM: "state machine error", codeCease: "cease"}[code]
+	class := map[uint8]string{
+		codeHeader: "message header error", codeOpen: "OPEN message error",
+		codeUpdate: "UPDATE message error", codeFSM: "state machine error", codeCease: "cease",
+	}[code]
 	if class == "" {
 		class = "unknown error"
 	}

@@ -70,8 +70,10 @@ func Header(h []byte) (Type, int, error) {
 		return 0, 0, &Error{Code: codeHeader, Subcode: subBadType, Data: h[18:19:19], Text: fmt.Sprintf("message type %d is unknown", t)}
 	}
 	if length < least || length > MaxLen || (t == TypeKeepalive && length != HeaderLen) {
-		return 0, 0, &Error{Code: codeHeader, Subcode: subBadLength, Data: h[16:18:18],
-			Text: fmt.Sprintf("length %d is not allowed for message type %d", length, t)}
+		return 0, 0, &Error{
+			Code: codeHeader, Subcode: subBadLength, Data: h[16:18:18],
+			Text: fmt.Sprintf("length %d is not allowed for message type %d", length, t),
+		}
 	}
 	return t, length - HeaderLen, nil
 }

@@ -74,8 +74,10 @@ func TestOpenRoundTrip(t *testing.T) {
 			Families: Families(rapid.IntRange(1, 3).Draw(t, "families")), RouteRefresh: rapid.Bool().Draw(t, "refresh"), FourOctetAS: true,
 		}
 		if rapid.Bool().Draw(t, "gr") {
-			o.Restart = Restart{Supported: true, Restarting: rapid.Bool().Draw(t, "r"), Time: 120 * time.Second,
-				Families: o.Families, Forwarding: o.Families & Families(rapid.IntRange(0, 3).Draw(t, "f"))}
+			o.Restart = Restart{
+				Supported: true, Restarting: rapid.Bool().Draw(t, "r"), Time: 120 * time.Second,
+				Families: o.Families, Forwarding: o.Families & Families(rapid.IntRange(0, 3).Draw(t, "f")),
+			}
 		}
 		b, err := o.Encode()
 		if err != nil {
@@ -377,8 +379,10 @@ func TestParseCommunities(t *testing.T) {
 
 // FuzzReceive drives the whole receive path: framing, OPEN, UPDATE, NOTIFICATION, ROUTE-REFRESH.
 func FuzzReceive(f *testing.F) {
-	open, err := Open{ASN: 4200000000, HoldTime: 90 * time.Second, ID: netip.MustParseAddr("1.1.1.1"), Families: 3, FourOctetAS: true,
-		Restart: Restart{Supported: true, Families: 3, Time: time.Minute}}.Encode()
+	open, err := Open{
+		ASN: 4200000000, HoldTime: 90 * time.Second, ID: netip.MustParseAddr("1.1.1.1"), Families: 3, FourOctetAS: true,
+		Restart: Restart{Supported: true, Families: 3, Time: time.Minute},
+	}.Encode()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -48,10 +48,14 @@ func TestBest(t *testing.T) {
 		{"external", []Path{{Source: src(9, false), Attrs: attrs(nil)}, {Source: src(1, true), Attrs: attrs(nil)}}},
 		{"router ID", []Path{{Source: src(1, true), Attrs: attrs(nil)}, {Source: src(9, true), Attrs: attrs(nil)}}},
 		{"originator ID stands for the router ID", []Path{{Source: src(9, true), Attrs: attrs(func(a *message.Attrs) { a.OriginatorID = netip.MustParseAddr("0.0.0.1") })}, {Source: src(1, true), Attrs: attrs(nil)}}},
-		{"shorter cluster list", []Path{{Source: &Source{Addr: netip.MustParseAddr("10.0.0.9"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
-			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.1"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(func(a *message.Attrs) { a.ClusterList = "abcd" })}}},
-		{"address", []Path{{Source: &Source{Addr: netip.MustParseAddr("10.0.0.1"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
-			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.2"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)}}},
+		{"shorter cluster list", []Path{
+			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.9"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
+			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.1"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(func(a *message.Attrs) { a.ClusterList = "abcd" })},
+		}},
+		{"address", []Path{
+			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.1"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
+			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.2"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
+		}},
 		{"barred is never chosen", []Path{{Source: src(9, true), Attrs: attrs(nil)}, {Source: src(1, false), Attrs: attrs(func(a *message.Attrs) { a.LocalPref = 900 }), Barred: true}}},
 		// RFC 4451 §3.2.2: compared in pairs, MED makes a cycle of these three.
 		{"MED cycle", []Path{{Source: src(2, false), Attrs: med(7, 1)}, {Source: src(1, false), Attrs: med(7, 2)}, {Source: src(3, false), Attrs: med(8, 0)}}},
@@ -107,8 +111,10 @@ func TestAnyOrder(t *testing.T) {
 				continue
 			default:
 				pref := rapid.Uint32Range(100, 102).Draw(t, "pref")
-				path := Path{Source: s, Barred: rapid.IntRange(0, 4).Draw(t, "barred") == 0,
-					Attrs: attrs(func(a *message.Attrs) { a.LocalPref = pref })}
+				path := Path{
+					Source: s, Barred: rapid.IntRange(0, 4).Draw(t, "barred") == 0,
+					Attrs: attrs(func(a *message.Attrs) { a.LocalPref = pref }),
+				}
 				changed = tab.Put(p, path)
 				model[p][s] = path
 			}

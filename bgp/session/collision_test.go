@@ -15,8 +15,10 @@ func TestLocalPreferred(t *testing.T) {
 		localAS, remoteAS uint32
 		want              bool
 	}{
-		{high, low, 1, 1, true}, {low, high, 1, 1, false},
-		{low, low, 2, 1, true}, {low, low, 1, 2, false}, // RFC 6286
+		{high, low, 1, 1, true},
+		{low, high, 1, 1, false},
+		{low, low, 2, 1, true},
+		{low, low, 1, 2, false}, // RFC 6286
 	} {
 		if got := localPreferred(c.local, c.remote, c.localAS, c.remoteAS); got != c.want {
 			t.Errorf("%+v: %v", c, got)

@@ -36,8 +36,10 @@ const (
 )
 
 func newConn(nc net.Conn, outgoing bool) *conn {
-	return &conn{Conn: nc, outgoing: outgoing, reader: message.NewReader(nc),
-		verdict: make(chan verdict, 1), done: make(chan struct{})}
+	return &conn{
+		Conn: nc, outgoing: outgoing, reader: message.NewReader(nc),
+		verdict: make(chan verdict, 1), done: make(chan struct{}),
+	}
 }
 
 // release lets a waiting reader go on.

@@ -237,8 +237,10 @@ func (f *fsm) openMessage(cfg Config) message.Open {
 	return message.Open{
 		ASN: cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
 		RouteRefresh: true, FourOctetAS: true,
-		Restart: message.Restart{Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,
-			Families: cfg.Families, Forwarding: cfg.Families},
+		Restart: message.Restart{
+			Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,
+			Families: cfg.Families, Forwarding: cfg.Families,
+		},
 	}
 }
 

@@ -37,11 +37,18 @@ func Leftovers(root string) ([]Leftover, error) {
 
 func files(root string) (found []Leftover) {
 	for _, t := range []trace{
-		{"Calico", "/etc/cni/net.d/10-calico.conflist"}, {"Calico", "/etc/cni/net.d/calico-kubeconfig"},
-		{"Calico", "/opt/cni/bin/calico"}, {"Calico", "/opt/cni/bin/calico-ipam"},
-		{"Calico", "/var/lib/calico"}, {"Calico", "/var/run/calico"}, {"Calico", "/etc/calico"},
-		{"flannel", "/etc/cni/net.d/10-flannel.conflist"}, {"flannel", "/opt/cni/bin/flannel"},
-		{"flannel", "/run/flannel/subnet.env"}, {"flannel", "/var/lib/cni/flannel"}, {"flannel", "/var/lib/cni/networks/cbr0"},
+		{"Calico", "/etc/cni/net.d/10-calico.conflist"},
+		{"Calico", "/etc/cni/net.d/calico-kubeconfig"},
+		{"Calico", "/opt/cni/bin/calico"},
+		{"Calico", "/opt/cni/bin/calico-ipam"},
+		{"Calico", "/var/lib/calico"},
+		{"Calico", "/var/run/calico"},
+		{"Calico", "/etc/calico"},
+		{"flannel", "/etc/cni/net.d/10-flannel.conflist"},
+		{"flannel", "/opt/cni/bin/flannel"},
+		{"flannel", "/run/flannel/subnet.env"},
+		{"flannel", "/var/lib/cni/flannel"},
+		{"flannel", "/var/lib/cni/networks/cbr0"},
 		{"flannel", "/etc/kube-flannel/net-conf.json"},
 	} {
 		if _, err := os.Lstat(filepath.Join("/", root, t.name)); err == nil {

@@ -197,9 +197,7 @@ func addClsact(h *netlink.Handle) error {
 func loadProgram(*netlink.Handle) error {
 	type instruction struct {
 		code uint8
-		regs uint8
-		off  int16
-		imm  int32
+		_    [7]byte // registers, offset and immediate value: all zero
 	}
 	program := [2]instruction{{code: 0xb7}, {code: 0x95}} // r0 = 0; exit
 	license := [4]byte{'G', 'P', 'L', 0}

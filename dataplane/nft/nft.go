@@ -31,7 +31,7 @@ const (
 	chunk = 1000
 	// textType marks a rule's text among its user data. It is none of nft's own types, so that listings do not show it.
 	textType userdata.Type = 0x4d
-	maxText                = 254 // bytes: its length is one byte, the terminating zero included
+	maxText  int           = 254 // bytes: its length is one byte, the terminating zero included
 )
 
 // Entry is one object for Apply.

@@ -347,7 +347,9 @@ func testListOrder(t *testing.T, f *fixture) {
 		aff("virtual:load-balancer", "10.0.0.0/26"), aff("host:n2", "10.0.0.0/26"), aff("host:n1", "fd00::/122"), aff("host:n1", "10.0.0.64/26"),
 		host("n2"), host("n1"), host("n1x"),
 		{Kind: datastore.KindIPAMConfig, Name: "default"},
-		{Kind: "IPPool", Name: "b"}, {Kind: "IPPool", Name: "a"}, {Kind: "IPReservation", Name: "a"},
+		{Kind: "IPPool", Name: "b"},
+		{Kind: "IPPool", Name: "a"},
+		{Kind: "IPReservation", Name: "a"},
 	} {
 		f.put(k, "{}")
 	}

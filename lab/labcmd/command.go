@@ -81,8 +81,10 @@ func withCode(err error) error {
 		class error
 		code  exit.Code
 	}{
-		{lab.ErrNotRoot, exit.Denied}, {lab.ErrNotFound, exit.NotFound},
-		{lab.ErrBusy, exit.Busy}, {lab.ErrInput, exit.Input},
+		{lab.ErrNotRoot, exit.Denied},
+		{lab.ErrNotFound, exit.NotFound},
+		{lab.ErrBusy, exit.Busy},
+		{lab.ErrInput, exit.Input},
 	} {
 		if errors.Is(err, c.class) {
 			return exit.New(c.code, "", err)

@@ -37,13 +37,22 @@ func threeHops(t *testing.T) (a, r, b *nstest.NS) {
 		ns   *nstest.NS
 		args string
 	}{
-		{a, "addr add 10.1.0.2/24 dev eth0"}, {a, "addr add fd01::2/64 dev eth0 nodad"},
-		{r, "addr add 10.1.0.1/24 dev left"}, {r, "addr add fd01::1/64 dev left nodad"},
-		{r, "addr add 10.2.0.1/24 dev right"}, {r, "addr add fd02::1/64 dev right nodad"},
-		{b, "addr add 10.2.0.2/24 dev eth0"}, {b, "addr add fd02::2/64 dev eth0 nodad"},
-		{a, "link set eth0 up"}, {r, "link set left up"}, {r, "link set right up"}, {b, "link set eth0 up"},
-		{a, "route add default via 10.1.0.1"}, {a, "-6 route add default via fd01::1"},
-		{b, "route add default via 10.2.0.1"}, {b, "-6 route add default via fd02::1"},
+		{a, "addr add 10.1.0.2/24 dev eth0"},
+		{a, "addr add fd01::2/64 dev eth0 nodad"},
+		{r, "addr add 10.1.0.1/24 dev left"},
+		{r, "addr add fd01::1/64 dev left nodad"},
+		{r, "addr add 10.2.0.1/24 dev right"},
+		{r, "addr add fd02::1/64 dev right nodad"},
+		{b, "addr add 10.2.0.2/24 dev eth0"},
+		{b, "addr add fd02::2/64 dev eth0 nodad"},
+		{a, "link set eth0 up"},
+		{r, "link set left up"},
+		{r, "link set right up"},
+		{b, "link set eth0 up"},
+		{a, "route add default via 10.1.0.1"},
+		{a, "-6 route add default via fd01::1"},
+		{b, "route add default via 10.2.0.1"},
+		{b, "-6 route add default via fd02::1"},
 	} {
 		c.ns.Command("ip", strings.Fields(c.args)...)
 	}
