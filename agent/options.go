@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -213,23 +214,38 @@ func (o *Options) resolve() error {
 		}
 		o.Node = strings.ToLower(h)
 	}
-	set := func(p *string, def string) {
-		if *p == "" {
-			*p = def
-		}
+	o.setDefaults()
+	return o.check()
+}
+
+func (o *Options) setDefaults() {
+	for _, d := range []struct {
+		field *string
+		def   string
+	}{
+		{&o.StateDir, "/var/lib/maneki"},
+		{&o.RunDir, "/run/maneki"},
+		{&o.NodenameFile, "/var/lib/calico/nodename"},
+		{&o.MTUFile, "/var/lib/calico/mtu"},
+		{&o.IP, "autodetect"},
+		{&o.IP6, "autodetect"},
+		{&o.InterfacePrefix, "cali"},
+		{&o.HealthAddr, "127.0.0.1:9099"},
+		{&o.MetricsAddr, "127.0.0.1:9091"},
+		{&o.Docker, DockerAuto},
+		{&o.DockerScope, string(docker.ScopeAuto)},
+	} {
+		*d.field = cmp.Or(*d.field, d.def)
 	}
-	set(&o.StateDir, "/var/lib/maneki")
-	set(&o.RunDir, "/run/maneki")
-	set(&o.EmbeddedDir, filepath.Join(o.StateDir, "etcd"))
-	set(&o.NodenameFile, "/var/lib/calico/nodename")
-	set(&o.MTUFile, "/var/lib/calico/mtu")
-	set(&o.IP, "autodetect")
-	set(&o.IP6, "autodetect")
-	set(&o.InterfacePrefix, "cali")
-	set(&o.HealthAddr, "127.0.0.1:9099")
-	set(&o.MetricsAddr, "127.0.0.1:9091")
-	set(&o.Docker, DockerAuto)
-	set(&o.DockerScope, string(docker.ScopeAuto))
+	o.EmbeddedDir = cmp.Or(o.EmbeddedDir, filepath.Join(o.StateDir, "etcd"))
+	o.Connect = cmp.Or(o.Connect, 10*time.Second)
+	o.AutodetectInterval = cmp.Or(o.AutodetectInterval, time.Minute)
+	if o.Notice == nil {
+		o.Notice = func(string, ...any) {}
+	}
+}
+
+func (o *Options) check() error {
 	for _, c := range []struct {
 		option, value string
 		allowed       []string
@@ -241,15 +257,6 @@ func (o *Options) resolve() error {
 			return refuse(ErrBadOption, "%s is %q; allowed: %s", c.option, c.value, strings.Join(c.allowed, ", "))
 		}
 	}
-	if o.Connect == 0 {
-		o.Connect = 10 * time.Second
-	}
-	if o.AutodetectInterval == 0 {
-		o.AutodetectInterval = time.Minute
-	}
-	if o.Notice == nil {
-		o.Notice = func(string, ...any) {}
-	}
 	if len(o.InterfacePrefix) > 4 {
 		return refuse(ErrBadOption, "interface prefix %q is longer than 4 characters", o.InterfacePrefix)
 	}
@@ -258,15 +265,10 @@ func (o *Options) resolve() error {
 			return err
 		}
 	}
-	for _, ip := range []struct {
-		option, value string
-		v4            bool
-	}{{"IP", o.IP, true}, {"IP6", o.IP6, false}} {
-		if err := checkIP(ip.option, ip.value, ip.v4); err != nil {
-			return err
-		}
+	if err := checkIP("IP", o.IP, true); err != nil {
+		return err
 	}
-	return nil
+	return checkIP("IP6", o.IP6, false)
 }
 
 func checkIP(option, value string, v4 bool) error {
