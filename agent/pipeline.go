@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -186,7 +187,7 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, text := range state.Problems {
-		if !contains(p.state.Problems, text) {
+		if !slices.Contains(p.state.Problems, text) {
 			p.opts.Log.Warn("cannot be used", "problem", text)
 		}
 	}
@@ -201,15 +202,6 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 		defer kick(p.tunnelKick)
 	}
 	p.state, p.bgpError = state, bgpErr
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // Ensure makes an endpoint that was just written effective: it returns once

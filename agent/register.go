@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/atomicfile"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/resource"
 )
@@ -257,20 +258,10 @@ func (a *Agent) keepAddress(ctx context.Context) error {
 	})
 }
 
-// writeFile replaces a file so that a reader sees the old or the new text.
 func writeFile(path, text string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(f.Name()) // without effect after the rename
-	_, err = f.WriteString(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = atomicfile.Write(path, []byte(text), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

@@ -8,14 +8,13 @@ import (
 	"io"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/atomicfile"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/ipam"
@@ -423,31 +422,8 @@ func writeReport(path string, r ipamReport) error {
 	if err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}
-	if err := writeFileAtomic(path, append(text, '\n')); err != nil {
+	if err := atomicfile.Write(path, append(text, '\n'), 0o644); err != nil {
 		return exit.New(exit.Input, "", fmt.Errorf("write report: %w", err))
 	}
 	return nil
-}
-
-// writeFileAtomic puts a file in place once it is complete and on the disk.
-func writeFileAtomic(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".maneki-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone after the rename
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
 }

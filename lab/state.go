@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/manekinet/maneki/atomicfile"
 )
 
 // DefaultRoot is where labs keep their state.
@@ -63,20 +65,9 @@ func writeJSON[T record | containerRecord](path string, v T) error {
 	return writeFile(path, append(raw, '\n'), 0o600)
 }
 
-// writeFile replaces a file as a whole: a reader sees the old or the new text,
-// also after a crash.
 func writeFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
+	if err := atomicfile.Write(path, data, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/utils"
 
+	"github.com/manekinet/maneki/atomicfile"
 	"github.com/manekinet/maneki/cni/wire"
 )
 
@@ -223,33 +224,10 @@ func (o Options) configuration() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// replaceFile writes data under path so that a reader sees the old file or all of the new one.
-func replaceFile(path string, data []byte, mode fs.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// replaceFile writes data under path, making its directory where there is none.
+func replaceFile(path string, data []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, ".maneki-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(tmp.Name())
-		}
-	}()
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return atomicfile.Write(path, data, mode)
 }

@@ -22,6 +22,7 @@ func rows() []string {
 		"selector",
 		"api",
 		"exit",
+		"atomicfile",
 		"agentapi",
 		"datastore",
 		"config",
