@@ -31,6 +31,7 @@ func rows() []string {
 		"convert",
 		"autodetect",
 		"desired",
+		"policy",
 		"reconcile",
 		"dataplane",
 		"bgp",
