@@ -133,6 +133,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
 	g.Go(func() error { return a.keepTunnels(ctx, host) })
+	g.Go(func() error { return newReporter(a).run(ctx) })
 	for _, s := range servers {
 		g.Go(func() error { return s.serve(ctx) })
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"syscall"
@@ -35,14 +36,16 @@ type pipeline struct {
 	tunnelKick  chan struct{}    // what the pools want of tunnels, or the MTU, may have changed
 	synced      chan struct{}    // closed once a first full state is in the tables
 
-	mu       sync.Mutex
-	pending  calc.Batch
-	inSync   bool // the datastore's snapshot is complete
-	linked   bool // the host's interfaces are known
-	isReady  bool
-	state    calc.State
-	bgpError error
-	waiters  []chan struct{} // closed when the next round has been published
+	mu           sync.Mutex
+	pending      calc.Batch
+	inSync       bool // the datastore's snapshot is complete
+	linked       bool // the host's interfaces are known
+	isReady      bool
+	state        calc.State
+	bgpError     error
+	configured   bgp.Config      // what the speaker was last given, but for its announcements
+	reconfigured time.Time       // when that last changed
+	waiters      []chan struct{} // closed when the next round has been published
 }
 
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
@@ -169,7 +172,18 @@ func (p *pipeline) program(ctx context.Context, state *calc.State) error {
 	}
 	cfg, missing := withPasswords(p.secrets, state.BGP, state.Secrets)
 	state.Problems = append(state.Problems, missing...)
+	p.noteConfig(cfg)
 	return p.speaker.Set(cfg)
+}
+
+// noteConfig keeps the time of the last change of sessions, filters or roles.
+func (p *pipeline) noteConfig(cfg bgp.Config) {
+	cfg.Announce = nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reconfigured.IsZero() || !reflect.DeepEqual(cfg, p.configured) {
+		p.configured, p.reconfigured = cfg, time.Now()
+	}
 }
 
 // rereadSecrets puts passwords in force that were changed on the disk.

@@ -44,8 +44,9 @@ type tables struct {
 	devices []string        // names of the tunnel devices
 
 	mu      sync.Mutex
-	local   map[netip.Addr]bool // addresses of the host itself
-	subnets []netip.Prefix      // that the host is connected to
+	local   map[netip.Addr]bool     // addresses of the host itself
+	subnets []netip.Prefix          // that the host is connected to
+	on      map[netip.Prefix]string // the interface of each, masked; of interfaces that are up and not a workload's
 }
 
 // sysctlResync is short because the kernel announces only some parameters'
@@ -220,16 +221,21 @@ func (t *tables) links() ([]autodetect.Interface, int, error) {
 	}
 	local := map[netip.Addr]bool{}
 	var subnets []netip.Prefix
+	on := map[netip.Prefix]string{}
 	for _, l := range all {
 		for _, p := range l.Addrs {
 			local[p.Addr()] = true
-			if !p.IsSingleIP() {
-				subnets = append(subnets, p)
+			if p.IsSingleIP() {
+				continue
+			}
+			subnets = append(subnets, p)
+			if l.Up && !strings.HasPrefix(l.Name, t.opts.InterfacePrefix) {
+				on[p.Masked()] = l.Name
 			}
 		}
 	}
 	t.mu.Lock()
-	t.local, t.subnets = local, subnets
+	t.local, t.subnets, t.on = local, subnets, on
 	t.mu.Unlock()
 	return detectable(all), links.HostMTU(all, regexp.MustCompile(links.MTUPattern)), nil
 }
@@ -249,6 +255,16 @@ func (t *tables) connected() []netip.Prefix {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.subnets
+}
+
+// direct are the subnets that the host is connected to with their interfaces,
+// without those of loopback, link-local addresses and workloads.
+func (t *tables) direct() map[netip.Prefix]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := maps.Clone(t.on)
+	maps.DeleteFunc(out, func(p netip.Prefix, _ string) bool { return p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() })
+	return out
 }
 
 // inUse reports whether the kernel already has the address: the host's own, or

@@ -77,6 +77,16 @@ type BGPPeer struct {
 	Filters    []string   `json:"filters,omitempty"`
 }
 
+// Since prints a time as BIRD does: the time of day, or the date when that is
+// another day than now's.
+func Since(t, now time.Time) string {
+	t, now = t.Local(), now.Local()
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateOnly)
+}
+
 // BGPRoute is one row of the document at /v1/bgp/routes?view=V&peer=A. Views
 // are "best", and of one peer "received" and "advertised".
 type BGPRoute struct {

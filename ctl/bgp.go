@@ -89,7 +89,7 @@ func (a *app) bgpPeers(ctx context.Context, f agentFlags) error {
 			role = "client"
 		}
 		rows = append(rows, []string{
-			p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, since(p.Since, a.Now()),
+			p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, agentapi.Since(p.Since, a.Now()),
 			strconv.Itoa(p.Received), strconv.Itoa(p.Accepted), strconv.Itoa(p.Advertised), cmp.Or(strings.Join(p.Filters, ","), "-"), cmp.Or(p.LastError, "-"),
 		})
 	}

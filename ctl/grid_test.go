@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 
 	"pgregory.net/rapid"
+
+	"github.com/manekinet/maneki/agentapi"
 )
 
 // TestGridIsARectangle draws tables of any text: every line is as wide as the
@@ -49,7 +51,7 @@ func TestSince(t *testing.T) {
 		time.Date(2025, 11, 21, 8, 50, 58, 0, time.UTC):  "2025-11-21",
 	}
 	for at, want := range tests {
-		if got := since(at, now); got != want {
+		if got := agentapi.Since(at, now); got != want {
 			t.Errorf("since(%s) = %q, want %q", at, got, want)
 		}
 	}

@@ -126,15 +126,5 @@ func (a *app) peerRow(p agentapi.BGPPeer) []string {
 	} else if p.LastError != "" {
 		info += " " + p.LastError
 	}
-	return []string{p.Address.Unmap().String(), p.Type, state, since(p.Since, a.Now()), info}
-}
-
-// since prints a time as BIRD does: the time of day, or the date when that is
-// another day.
-func since(t, now time.Time) string {
-	t, now = t.Local(), now.Local()
-	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
-		return t.Format(time.TimeOnly)
-	}
-	return t.Format(time.DateOnly)
+	return []string{p.Address.Unmap().String(), p.Type, state, agentapi.Since(p.Since, a.Now()), info}
 }
