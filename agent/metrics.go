@@ -1,7 +1,12 @@
 package agent
 
 import (
+	"slices"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/manekinet/maneki/agentapi"
 )
 
 // collector turns the agent's status into metrics when they are asked for, so
@@ -50,15 +55,44 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, t := range s.Tables {
 		ch <- prometheus.MustNewConstMetric(healed, prometheus.CounterValue, float64(t.Healed), t.Name)
 	}
-	peer := []string{"peer", "type"}
-	gauge("maneki_bgp_peer_established", "1 when the session is Established.", peer, func(add func(float64, ...string)) {
-		for _, p := range s.Peers {
-			add(flag(p.State == "Established"), p.Address.String(), p.Type)
+	c.peers(ch, s.Peers)
+}
+
+// bgpStates numbers the states as the BGP MIB does (RFC 4273, bgpPeerState).
+func bgpStates() []string {
+	return []string{"Idle", "Connect", "Active", "OpenSent", "OpenConfirm", established}
+}
+
+// peers writes what is counted per session.
+func (c *collector) peers(ch chan<- prometheus.Metric, peers []agentapi.BGPPeer) {
+	for _, m := range []struct {
+		name, help string
+		kind       prometheus.ValueType
+		value      func(p agentapi.BGPPeer, up bool) float64
+	}{
+		{"established", "1 when the session is Established.", prometheus.GaugeValue, func(_ agentapi.BGPPeer, up bool) float64 {
+			if up {
+				return 1
+			}
+			return 0
+		}},
+		{"state", "State of the session: 1 Idle, 2 Connect, 3 Active, 4 OpenSent, 5 OpenConfirm, 6 Established.", prometheus.GaugeValue, func(p agentapi.BGPPeer, _ bool) float64 {
+			return float64(slices.Index(bgpStates(), p.State) + 1)
+		}},
+		{"routes_received", "Routes that the peer announces.", prometheus.GaugeValue, func(p agentapi.BGPPeer, _ bool) float64 { return float64(p.Received) }},
+		{"routes_accepted", "Routes of the peer that no check and no filter refuses.", prometheus.GaugeValue, func(p agentapi.BGPPeer, _ bool) float64 { return float64(p.Accepted) }},
+		{"routes_advertised", "Routes announced to the peer.", prometheus.GaugeValue, func(p agentapi.BGPPeer, _ bool) float64 { return float64(p.Advertised) }},
+		{"flaps_total", "Times that an established session was lost.", prometheus.CounterValue, func(p agentapi.BGPPeer, _ bool) float64 { return float64(p.Flaps) }},
+		{"uptime_seconds", "How long the session has been Established, 0 when it is not.", prometheus.GaugeValue, func(p agentapi.BGPPeer, up bool) float64 {
+			if up {
+				return time.Since(p.Since).Seconds()
+			}
+			return 0
+		}},
+	} {
+		desc := prometheus.NewDesc("maneki_bgp_peer_"+m.name, m.help, []string{"peer", "type"}, nil)
+		for _, p := range peers {
+			ch <- prometheus.MustNewConstMetric(desc, m.kind, m.value(p, p.State == established), p.Address.String(), p.Type)
 		}
-	})
-	gauge("maneki_bgp_peer_routes_received", "Routes that the peer announces.", peer, func(add func(float64, ...string)) {
-		for _, p := range s.Peers {
-			add(float64(p.Received), p.Address.String(), p.Type)
-		}
-	})
+	}
 }

@@ -74,7 +74,7 @@ func peerReport(peers []bgp.PeerStatus) []agentapi.BGPPeer {
 		out = append(out, agentapi.BGPPeer{
 			Address: p.Peer.Addr, Name: p.Peer.Name, Type: string(p.Peer.Type), State: p.State, Since: p.Since,
 			LastError: p.LastError, ASNumber: p.Peer.ASN, Received: p.Received, Accepted: p.Accepted, Advertised: p.Advertised,
-			Client: p.Peer.Client, Filters: strings.Fields(p.Peer.Filters),
+			Client: p.Peer.Client, Filters: strings.Fields(p.Peer.Filters), Flaps: p.Flaps,
 		})
 	}
 	return out

@@ -73,6 +73,7 @@ type BGPPeer struct {
 	Received   int        `json:"received"`
 	Accepted   int        `json:"accepted"` // of the received, those that no check and no filter refuses
 	Advertised int        `json:"advertised"`
+	Flaps      uint64     `json:"flaps"`            // how often the session was lost since it was configured
 	Client     bool       `json:"client,omitempty"` // this host reflects routes to and from it
 	Filters    []string   `json:"filters,omitempty"`
 }

@@ -121,6 +121,7 @@ type PeerStatus struct {
 	RemoteID                netip.Addr
 	HoldTime                time.Duration // negotiated
 	MessagesIn, MessagesOut uint64
+	Flaps                   uint64 // how often an established session was lost since the peer was configured
 }
 
 // validate refuses a configuration with an error that names the field, the value and what is allowed.

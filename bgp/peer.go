@@ -19,6 +19,7 @@ type peer struct {
 	session *session.Session
 	source  *rib.Source
 	gone    bool // removed from the configuration
+	flaps   uint64
 
 	feed       *feed         // nil while there is no session
 	base       export.Policy // what the session has negotiated
@@ -203,6 +204,7 @@ func (p *peer) Down(retain bool) {
 	if p.gone {
 		return // its routes are the speaker's affair: see removePeer
 	}
+	p.flaps++
 	p.leaveGroup()
 	keep := message.Families(0)
 	if retain {
@@ -257,7 +259,10 @@ func (p *peer) status() PeerStatus {
 		Peer: cfg, State: st.State, Since: st.Since, LastError: st.LastError,
 		Received: p.source.Received(), Accepted: p.source.Accepted(),
 		RestartingPeer: p.source.Stale() > 0, RemoteID: st.RemoteID, HoldTime: st.HoldTime,
-		MessagesIn: st.MessagesIn, MessagesOut: st.MessagesOut,
+		MessagesIn: st.MessagesIn, MessagesOut: st.MessagesOut, Flaps: p.flaps,
+	}
+	if out.LastError == "" && st.State == "Active" && cfg.Passive {
+		out.LastError = "waiting for the peer to connect"
 	}
 	if f := p.feed; f != nil {
 		out.Families = p.families.Names()

@@ -333,6 +333,12 @@ func (s *Speaker) setPeers(c Config) {
 			}
 			s.retire(p)
 			s.stopPeer(p, nil) // it comes back at once: a restart in the sense of RFC 4724
+			s.addPeer(want, next)
+			s.peers[addr].flaps = p.flaps
+			if p.families != 0 {
+				s.peers[addr].flaps++
+			}
+			continue
 		}
 		s.addPeer(want, next)
 	}

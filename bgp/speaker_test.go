@@ -187,6 +187,15 @@ func TestWrongAS(t *testing.T) {
 	}, a, b)
 }
 
+func TestReasonsOnTheWire(t *testing.T) {
+	far := mesh("192.0.2.1") // the namespace has no default route
+	waits := mesh("10.0.7.9")
+	waits.Passive = true
+	a := start(t, "10.0.7.5", Options{}, far, waits)
+	eventually(t, "no route", func() bool { return a.peer("192.0.2.1").LastError == "no route to peer" }, a)
+	eventually(t, "waiting", func() bool { return a.peer("10.0.7.9").LastError == "waiting for the peer to connect" }, a)
+}
+
 func TestMD5(t *testing.T) {
 	secret := func(addr, password string) Peer { p := mesh(addr); p.Password = password; return p }
 	a := start(t, "10.0.8.1", Options{}, secret("10.0.8.2", "tanuki"), secret("10.0.8.3", "tanuki"))
@@ -196,6 +205,9 @@ func TestMD5(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	if st := a.peer("10.0.8.3"); st.State == "Established" || c.peer("10.0.8.1").State == "Established" {
 		t.Error("session with a wrong password")
+	}
+	if why := c.peer("10.0.8.1").LastError; why != "" && why != "no answer from peer: it is down, or the passwords differ" {
+		t.Errorf("reason %q", why)
 	}
 	if a.peer("10.0.8.2").Peer.Password != "" {
 		t.Error("Status gives the password away")
@@ -326,6 +338,9 @@ func TestFlap(t *testing.T) {
 	b = start(t, "10.0.16.2", Options{}, mesh("10.0.16.1"))
 	began := time.Now()
 	eventually(t, "route again", func() bool { return b.has("192.168.1.0/24") }, a, b)
+	if n := a.peer("10.0.16.2").Flaps; n != 1 {
+		t.Errorf("%d flaps are counted, want 1", n)
+	}
 	t.Logf("full again %s after the restart", time.Since(began))
 	if took := time.Since(began); took > 500*time.Millisecond {
 		t.Errorf("took %s", took)

@@ -195,6 +195,10 @@ func (g *peering) resource(res *api.BGPPeer, p *problems) *resource {
 		p.add("BGPPeer(%s): localWorkloadSelector is not supported; no session is made", res.Name)
 		return nil
 	}
+	if err := res.Validate(); err != nil { // other programs write to the datastore, too
+		p.add("BGPPeer(%s): %s; no session is made", res.Name, oneLine(err))
+		return nil
+	}
 	var ok bool
 	switch {
 	case s.Node != "":
@@ -213,6 +217,10 @@ func (g *peering) resource(res *api.BGPPeer, p *problems) *resource {
 		if r.remotes, ok = g.choose(res.Name, "peerSelector", s.PeerSelector, p); !ok {
 			return nil
 		}
+		if name, alone := r.alone(); alone {
+			p.add("BGPPeer(%s): peerSelector %s matches node %s itself and no other; no session is made", res.Name, s.PeerSelector, name)
+			return nil
+		}
 		return r
 	}
 	remote, err := api.ParsePeerIP(s.PeerIP)
@@ -224,12 +232,26 @@ func (g *peering) resource(res *api.BGPPeer, p *problems) *resource {
 	if name, known := g.byAddr[remote.Addr()]; known && r.isNode(name) {
 		r.remotes[name] = true
 	}
-	if s.Node != "" && r.remotes[s.Node] {
-		p.add("BGPPeer(%s): peerIP %s is node %s itself; no session is made", res.Name, s.PeerIP, s.Node)
+	if name, alone := r.alone(); alone {
+		p.add("BGPPeer(%s): peerIP %s is node %s itself; no session is made", res.Name, s.PeerIP, name)
 		return nil
 	}
 	return r
 }
+
+// alone reports that the peering leads from one node to itself, which it names.
+func (r *resource) alone() (string, bool) {
+	if len(r.locals) != 1 || len(r.remotes) != 1 {
+		return "", false
+	}
+	for name := range r.locals {
+		return name, r.remotes[name]
+	}
+	return "", false
+}
+
+// oneLine is an error's text without line ends.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // choose returns the nodes that a selector matches; an empty one matches all.
 func (g *peering) choose(name, field, expr string, p *problems) (map[string]bool, bool) {

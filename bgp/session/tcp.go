@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -156,12 +157,25 @@ func words(err error, cfg Config) string {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Sprintf("source address %s is not on this host", cfg.Local)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		if cfg.Password != "" {
-			return "no answer from peer: it is down, or the passwords differ"
-		}
-		return "no answer from peer"
+		return silence(cfg)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
 		return "peer closed the connection"
 	}
 	return err.Error()
+}
+
+// silence says what it can mean that a peer does not answer. The kernel drops packets whose signature or
+// TTL is wrong, so that neither is told from a peer that is down.
+func silence(cfg Config) string {
+	causes := []string{"it is down"}
+	if cfg.Password != "" {
+		causes = append(causes, "the passwords differ")
+	}
+	if cfg.TTLSecurity != 0 {
+		causes = append(causes, fmt.Sprintf("it is more than %d hops away or does not use TTL security", cfg.TTLSecurity))
+	}
+	if len(causes) == 1 {
+		return "no answer from peer"
+	}
+	return "no answer from peer: " + strings.Join(causes[:len(causes)-1], ", ") + ", or " + causes[len(causes)-1]
 }
