@@ -21,6 +21,7 @@ import (
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/cni"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/docker"
 	"github.com/manekinet/maneki/endpoint"
 	"github.com/manekinet/maneki/ipam"
 	"github.com/manekinet/maneki/resource"
@@ -38,6 +39,7 @@ type Agent struct {
 	speaker *bgp.Speaker
 	pipe    *pipeline
 	node    *nodeState
+	docker  *docker.Server // nil when Docker is not served
 }
 
 // Run is the life of an agent: it returns nil after ctx is done and everything
@@ -55,10 +57,24 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	defer release()
 	a := &Agent{opts: opts, started: time.Now()}
+	if a.docker, err = opts.listenDocker(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.serveDocker(ctx) })
+	g.Go(func() error { return a.start(ctx) })
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// start finds the datastore, makes this host known in it and serves.
+func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.look(); err != nil {
 		return err
 	}
-	if a.conn, err = openDatastore(ctx, opts); err != nil {
+	if a.conn, err = openDatastore(ctx, a.opts); err != nil {
 		return err
 	}
 	defer a.conn.Close()
@@ -117,6 +133,9 @@ func (a *Agent) serve(ctx context.Context) error {
 		return err
 	}
 	defer eps.Close()
+	if a.docker != nil {
+		defer a.docker.Stop() // its last calls use eps
+	}
 	servers, err := a.listen()
 	if err != nil {
 		return err
@@ -154,23 +173,14 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	if err := eps.Recover(ctx); err != nil {
 		a.opts.Log.Warn("some interrupted attachments could not be settled; they are tried again at the next start", "err", err)
 	}
-	drivers, err := a.listenDocker(eps)
-	if err != nil {
-		return err
-	}
 	server, err := cni.Listen(cni.Config{Socket: a.opts.RunDir + "/cni.sock", Endpoints: eps, Log: a.opts.Log.With("part", "cni")})
 	if err != nil {
-		if drivers != nil {
-			drivers.Close()
-		}
 		return err
 	}
+	a.openDocker(eps)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return eps.Run(ctx) })
 	g.Go(func() error { return server.Serve(ctx) })
-	if drivers != nil {
-		g.Go(func() error { return a.serveDocker(ctx, drivers) })
-	}
 	a.pipe.ready()
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")

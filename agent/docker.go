@@ -16,21 +16,21 @@ const (
 	DockerOff  = "off"
 )
 
-// dockerSigns are directories that a host with Docker has.
-func dockerSigns() []string { return []string{docker.DefaultPluginDir, "/etc/docker"} }
+// dockerSigns are files that a host with Docker has. The first directory appears only when dockerd runs, and the agent
+// should be there before it.
+func dockerSigns() []string {
+	return []string{docker.DefaultPluginDir, "/etc/docker", "/var/lib/docker", "/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd"}
+}
 
 // listenDocker opens the sockets of the Docker drivers, nil when they are not wanted. A host whose Docker cannot be
 // served still serves everything else, unless Docker was asked for by name.
-func (a *Agent) listenDocker(eps *endpoint.Manager) (*docker.Server, error) {
-	if !a.opts.wantsDocker() {
+func (o *Options) listenDocker() (*docker.Server, error) {
+	if !o.wantsDocker() {
 		return nil, nil
 	}
-	log := a.opts.Log.With("part", "docker")
-	s, err := docker.Listen(docker.Config{
-		Endpoints: eps, IPAM: eps.IPAM, Store: a.store, Node: a.opts.Node, NodeLabels: a.node.labels,
-		StateDir: a.opts.StateDir, Log: log, Scope: docker.Scope(a.opts.DockerScope),
-	})
-	if err != nil && a.opts.Docker == DockerAuto {
+	log := o.Log.With("part", "docker")
+	s, err := docker.Listen(docker.Config{StateDir: o.StateDir, Log: log, Scope: docker.Scope(o.DockerScope)})
+	if err != nil && o.Docker == DockerAuto {
 		log.Warn("Docker is not served on this host; --docker=off says that this is wanted", "err", err)
 		return nil, nil
 	}
@@ -41,17 +41,27 @@ func (o *Options) wantsDocker() bool {
 	if o.Docker != DockerAuto {
 		return o.Docker == DockerOn
 	}
-	for _, dir := range dockerSigns() {
-		if _, err := os.Stat(dir); err == nil {
+	for _, path := range dockerSigns() {
+		if _, err := os.Stat(path); err == nil {
 			return true
 		}
 	}
 	return false
 }
 
+// openDocker lets containers in.
+func (a *Agent) openDocker(eps *endpoint.Manager) {
+	if a.docker != nil {
+		a.docker.Open(docker.Backend{Endpoints: eps, IPAM: eps.IPAM, Store: a.store, Node: a.opts.Node, NodeLabels: a.node.labels})
+	}
+}
+
 // serveDocker serves until ctx is done; in auto mode a failure is only logged.
-func (a *Agent) serveDocker(ctx context.Context, s *docker.Server) error {
-	err := s.Serve(ctx)
+func (a *Agent) serveDocker(ctx context.Context) error {
+	if a.docker == nil {
+		return nil
+	}
+	err := a.docker.Serve(ctx)
 	if err != nil && !errors.Is(err, context.Canceled) && a.opts.Docker == DockerAuto {
 		a.opts.Log.Error("Docker is no longer served on this host", "err", err)
 		return nil

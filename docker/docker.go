@@ -63,15 +63,10 @@ type Endpoints interface {
 	IdlePorts(ctx context.Context, before time.Time) ([]string, error)
 }
 
-// Config is what a Server is made of. Endpoints, IPAM, Store, Node, StateDir and Log must be set.
+// Config is what a Server is made of. StateDir and Log must be set.
 type Config struct {
-	Endpoints  Endpoints
-	IPAM       *ipam.Host // of Node
-	Store      datastore.Store
-	Node       string
-	NodeLabels func() map[string]string // for the pools' nodeSelector; nil: none
-	StateDir   string
-	Log        *slog.Logger
+	StateDir string
+	Log      *slog.Logger
 
 	PluginDir   string        // empty: DefaultPluginDir
 	Engine      string        // socket of Docker's API; empty: DefaultEngine
@@ -83,8 +78,18 @@ type Config struct {
 	Collect time.Duration
 }
 
+// Backend is what a Server needs to answer calls: the rest of the agent. All but NodeLabels must be set.
+type Backend struct {
+	Endpoints  Endpoints
+	IPAM       *ipam.Host // of Node
+	Store      datastore.Store
+	Node       string
+	NodeLabels func() map[string]string // for the pools' nodeSelector; nil: none
+}
+
 // Deadlines.
 const (
+	startTime   = 15 * time.Second // for which a call waits for Open: as long as dockerd repeats one to a socket that is not there
 	requestTime = 20 * time.Second // of one call; dockerd itself waits without end
 	stopTime    = 5 * time.Second  // for calls in progress when the agent stops
 )
@@ -105,18 +110,25 @@ const (
 // Server serves the sockets of one host.
 type Server struct {
 	Config
-	objects   *resource.Client
+	Backend                    // set by Open
+	objects   *resource.Client // set by Open
+	opened    chan struct{}
+	served    chan struct{} // closed when Serve ends
 	engine    *engine
 	networks  *networks
 	listeners []*listener
 
 	background sync.WaitGroup  // label polls
-	life       context.Context // of background work; ends with Serve
+	life       context.Context // of Serve and background work
 	end        context.CancelFunc
 }
 
 // Listen creates the sockets. Files left by a dead agent are replaced. A name at which another program answers is left
 // to it, with a warning; when that is so for all of them it is an error.
+//
+// An agent listens before anything else: a dockerd that starts at the same time asks for the drivers of its networks and
+// waits 15 s for each that is not there (spec/docker-kubernetes.md §1.3). Serve answers from the start what needs no
+// datastore; other calls wait for Open.
 func Listen(c Config) (*Server, error) {
 	c.PluginDir, c.Engine = cmp.Or(c.PluginDir, DefaultPluginDir), cmp.Or(c.Engine, DefaultEngine)
 	c.Scope, c.Connections = cmp.Or(c.Scope, ScopeAuto), cmp.Or(c.Connections, 64)
@@ -124,7 +136,7 @@ func Listen(c Config) (*Server, error) {
 	if c.Scope != ScopeAuto && c.Scope != ScopeLocal && c.Scope != ScopeGlobal {
 		return nil, fmt.Errorf("docker scope %q: use %s, %s or %s", c.Scope, ScopeAuto, ScopeLocal, ScopeGlobal)
 	}
-	s := &Server{Config: c, objects: resource.New(c.Store, c.Log), engine: newEngine(c.Engine)}
+	s := &Server{Config: c, engine: newEngine(c.Engine), opened: make(chan struct{}), served: make(chan struct{})}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	if s.networks, err = openNetworks(filepath.Join(c.StateDir, "docker")); err != nil {
@@ -154,6 +166,18 @@ func Listen(c Config) (*Server, error) {
 	return s, nil
 }
 
+// Open lets the calls in that need the rest of the agent. Call it once.
+func (s *Server) Open(b Backend) {
+	s.Backend, s.objects = b, resource.New(b.Store, s.Log)
+	close(s.opened)
+}
+
+// Stop ends Serve and waits until no call is in progress any more. Serve must have been called, or be about to.
+func (s *Server) Stop() {
+	s.end()
+	<-s.served
+}
+
 // Close gives up a Server that was never served.
 func (s *Server) Close() {
 	s.end()
@@ -166,9 +190,11 @@ func (s *Server) Close() {
 // Serve answers until ctx ends; then it takes no new call, lets those in progress end, removes the sockets and returns
 // the context's error. Call it once.
 func (s *Server) Serve(ctx context.Context) error {
+	defer close(s.served)
 	defer s.background.Wait()
 	defer s.Close()
-	g, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, s.end)()
+	g, ctx := errgroup.WithContext(s.life)
 	for _, l := range s.listeners {
 		g.Go(func() error { return s.serve(ctx, l) })
 	}

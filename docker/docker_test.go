@@ -232,14 +232,12 @@ func TestForgotten(t *testing.T) {
 		e.containers = fmt.Sprintf(`[{"NetworkSettings":{"Networks":{"n":{"EndpointID":%q}}}}]`, endpointID)
 	})
 	addrs := r.create()
-	s, err := docker.Listen(docker.Config{
-		Endpoints: r.manager, IPAM: r.config.IPAM, Store: r.store, Node: node, StateDir: r.dir, Log: r.config.Log,
-		PluginDir: t.TempDir(), Engine: r.engine.socket,
-	})
+	s, err := docker.Listen(docker.Config{StateDir: r.dir, Log: r.config.Log, PluginDir: t.TempDir(), Engine: r.engine.socket})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	s.Open(r.backend)
 	collect := func(before time.Time) {
 		if err := s.CollectBefore(t.Context(), before); err != nil {
 			t.Fatal(err)
@@ -281,11 +279,9 @@ func TestReservedAddressStays(t *testing.T) {
 		`{"NetworkID":%q,"Options":{},"IPv4Data":[{"Gateway":"0.0.0.0/0","Pool":"192.168.0.0/16","AuxAddresses":{"r":"192.168.7.7/32"}}]}`, networkID))
 	r.config.Collect = time.Hour
 	r.stop()
-	s, err := docker.Listen(r.config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := r.listen()
 	defer s.Close()
+	s.Open(r.backend)
 	if err := s.CollectBefore(t.Context(), time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
@@ -309,6 +305,58 @@ func TestAddressOfAnother(t *testing.T) {
 	answer := r.post("NetworkDriver.CreateEndpoint", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":%q,"Interface":{"Address":"%s/32"}}`, networkID, endpointID, addr))
 	if !strings.Contains(answer, "is not assigned to Docker on this host") {
 		t.Error(answer)
+	}
+}
+
+// dockerd that starts while the agent does is answered what it asks for the drivers' sake; the rest waits.
+func TestCallsBeforeOpen(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	s := r.listen()
+	r.serve(s)
+	if got := r.post("Plugin.Activate", ""); got != `{"Implements":["NetworkDriver"]}` {
+		t.Error(got)
+	}
+	if got := r.post("NetworkDriver.GetCapabilities", ""); !strings.Contains(got, `"Scope":"local"`) {
+		t.Error(got)
+	}
+	answered := make(chan string, 1)
+	socket := filepath.Join(r.config.PluginDir, "maneki-ipam.sock")
+	go func() {
+		got, err := post(socket, "IpamDriver.RequestPool", `{"Pool":""}`)
+		answered <- fmt.Sprint(got, err)
+	}()
+	select {
+	case got := <-answered:
+		t.Error("answered before Open:", got)
+	case <-time.After(100 * time.Millisecond):
+	}
+	s.Open(r.backend)
+	if got := <-answered; !strings.Contains(got, `"PoolID":"CalicoPoolIPv4"`) {
+		t.Error(got)
+	}
+	// A call that dockerd repeats has lost its content; it must not be taken for one that asks for the default.
+	if got := r.post("IpamDriver.RequestPool", ""); !strings.Contains(got, "try again") {
+		t.Error(got)
+	}
+}
+
+// An agent that is stopped before it was ready lets nobody wait.
+func TestStopBeforeOpen(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	r.serve(r.listen())
+	answered := make(chan string, 1)
+	socket := filepath.Join(r.config.PluginDir, "maneki.sock")
+	go func() {
+		got, err := post(socket, "NetworkDriver.Leave", both)
+		answered <- fmt.Sprint(got, err)
+	}()
+	time.Sleep(50 * time.Millisecond)
+	start := time.Now()
+	r.stop()
+	if got := <-answered; !strings.Contains(got, "is being stopped") || time.Since(start) > 2*time.Second {
+		t.Error(got, time.Since(start))
 	}
 }
 

@@ -230,6 +230,11 @@ const collectAge = 2 * time.Minute
 // collect gives back, again and again, what Docker asked for and then forgot: dockerd or the agent was killed in between,
 // or the datastore did not answer.
 func (s *Server) collect(ctx context.Context) error {
+	select {
+	case <-s.opened:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	tick := time.NewTicker(s.Collect)
 	defer tick.Stop()
 	for {

@@ -36,7 +36,7 @@ const labelPrefix = "org.projectcalico.label."
 
 func (s *Server) networkCalls() map[string]call {
 	return map[string]call{
-		"NetworkDriver.GetCapabilities":  method(s.capabilities),
+		"NetworkDriver.GetCapabilities":  early(s.capabilities),
 		"NetworkDriver.CreateNetwork":    method(s.createNetwork),
 		"NetworkDriver.DeleteNetwork":    method(s.deleteNetwork),
 		"NetworkDriver.CreateEndpoint":   method(s.createEndpoint),
@@ -53,7 +53,7 @@ func (s *Server) networkCalls() map[string]call {
 	}
 }
 
-func (s *Server) capabilities(ctx context.Context, _ none) (networkCapabilities, error) {
+func (s *Server) capabilities(ctx context.Context) (networkCapabilities, error) {
 	scope := s.Scope
 	if scope == ScopeAuto {
 		scope = ScopeLocal

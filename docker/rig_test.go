@@ -44,6 +44,7 @@ type rig struct {
 	engine  *engine
 	dir     string
 	config  docker.Config
+	backend docker.Backend
 	stop    func()
 }
 
@@ -72,8 +73,9 @@ func newRig(t testing.TB) *rig {
 	}
 	t.Cleanup(r.manager.Close)
 	r.engine = newEngine(t)
+	r.backend = docker.Backend{Endpoints: r.manager, IPAM: host, Store: r.store, Node: node}
 	r.config = docker.Config{
-		Endpoints: r.manager, IPAM: host, Store: r.store, Node: node, StateDir: r.dir, Log: log,
+		StateDir: r.dir, Log: log,
 		PluginDir: filepath.Join(r.dir, "plugins"), Engine: r.engine.socket, LabelTime: 300 * time.Millisecond, Collect: time.Hour,
 	}
 	r.host.AddAddr("lo", "10.0.0.1/32")
@@ -85,10 +87,21 @@ func newRig(t testing.TB) *rig {
 // start serves until r.stop or the end of the test.
 func (r *rig) start() {
 	r.Helper()
+	s := r.listen()
+	s.Open(r.backend)
+	r.serve(s)
+}
+
+func (r *rig) listen() *docker.Server {
+	r.Helper()
 	s, err := docker.Listen(r.config)
 	if err != nil {
 		r.Fatal(err)
 	}
+	return s
+}
+
+func (r *rig) serve(s *docker.Server) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.Serve(ctx) }()

@@ -107,7 +107,14 @@ type operInfo struct{ Value map[string]string }
 type failure struct{ Err, Error string }
 
 // call is a handler of one method.
-type call func(ctx context.Context, body io.Reader) (answer json.Marshaler, err error)
+type call struct {
+	run   func(ctx context.Context, body io.Reader) (answer json.Marshaler, err error)
+	early bool // answered before Open
+}
+
+// errRepeated is what a request without its content gets. dockerd repeats a call during which the connection broke, and
+// by then has sent its content (Docker 20.10: pkg/plugins, callWithRetry).
+var errRepeated = errors.New("the agent was restarted while Docker talked to it, and Docker repeats such a call without its content: try again")
 
 // encoded is an answer that is JSON already.
 type encoded []byte
@@ -117,23 +124,35 @@ func (e encoded) MarshalJSON() ([]byte, error) { return e, nil }
 
 // method makes a call of a function of typed messages.
 func method[Q, A any](f func(ctx context.Context, q Q) (A, error)) call {
-	return func(ctx context.Context, body io.Reader) (json.Marshaler, error) {
+	return call{run: func(ctx context.Context, body io.Reader) (json.Marshaler, error) {
 		var q Q
-		if err := json.NewDecoder(body).Decode(&q); err != nil && !errors.Is(err, io.EOF) { // some have no body
+		err := json.NewDecoder(body).Decode(&q)
+		if errors.Is(err, io.EOF) {
+			err = errRepeated
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read request: %w", err)
 		}
-		a, err := f(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		text, err := json.Marshal(a)
-		return encoded(text), err
-	}
+		return encode(f(ctx, q))
+	}}
 }
 
-// fixed is a method whose answer never changes.
+// early makes a call whose content is not looked at and that needs nothing of the agent.
+func early[A any](f func(ctx context.Context) (A, error)) call {
+	return call{early: true, run: func(ctx context.Context, _ io.Reader) (json.Marshaler, error) { return encode(f(ctx)) }}
+}
+
+// fixed is a call whose answer never changes.
 func fixed[A any](a A) call {
-	return method(func(context.Context, none) (A, error) { return a, nil })
+	return early(func(context.Context) (A, error) { return a, nil })
+}
+
+func encode[A any](a A, err error) (json.Marshaler, error) {
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(a)
+	return encoded(text), err
 }
 
 // handler serves the methods of one driver.
@@ -152,10 +171,9 @@ func (s *Server) handler(kind string) http.Handler {
 
 // answer executes a call. It goes on when dockerd hangs up: what was begun is finished or undone.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string, c call) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTime)
-	defer cancel()
+	ctx := context.WithoutCancel(r.Context())
 	start := time.Now()
-	a, err := c(ctx, http.MaxBytesReader(w, r.Body, maxBody))
+	a, err := s.run(ctx, c, http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		s.Log.Warn("Docker request failed", "method", name, "err", err)
 		text, _ := json.Marshal(failure{Err: err.Error(), Error: err.Error()})
@@ -167,6 +185,21 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string, c c
 	if _, err := w.Write(append(text, '\n')); err != nil {
 		s.Log.Warn("Docker answer not delivered", "method", name, "err", err)
 	}
+}
+
+func (s *Server) run(ctx context.Context, c call, body io.Reader) (json.Marshaler, error) {
+	if !c.early {
+		select {
+		case <-s.opened:
+		case <-s.life.Done():
+			return nil, errors.New("the agent of this host is being stopped")
+		case <-time.After(startTime):
+			return nil, fmt.Errorf("the agent of this host has not got ready within %s: see its log; its datastore may not answer", startTime)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
+	return c.run(ctx, body)
 }
 
 // externalRequest has a port map when ports are published.
