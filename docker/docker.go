@@ -59,7 +59,7 @@ type Endpoints interface {
 	ClosePort(ctx context.Context, port string) error
 	DetachPort(ctx context.Context, port string) error
 	LabelPort(ctx context.Context, port string, labels map[string]string) error
-	PortAddresses(ctx context.Context) (map[netip.Addr]bool, error)
+	PortAddresses(ctx context.Context) (map[netip.Addr]string, error)
 	IdlePorts(ctx context.Context, before time.Time) ([]string, error)
 }
 
@@ -116,6 +116,7 @@ type Server struct {
 	served    chan struct{} // closed when Serve ends
 	engine    *engine
 	networks  *networks
+	ports     ports
 	listeners []*listener
 
 	background sync.WaitGroup  // label polls

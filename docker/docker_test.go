@@ -431,6 +431,23 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// dockerd that was killed gives back the addresses of the containers it had, and says nothing of their endpoints.
+func TestReleaseDetachesTheEndpoint(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		r := newRig(t)
+		addrs := r.create()
+		if restart {
+			r.stop()
+			r.start()
+		}
+		for _, a := range addrs {
+			call[struct{}](r, "IpamDriver.ReleaseAddress", fmt.Sprintf(`{"PoolID":"CalicoPoolIPv4","Address":%q}`, bare(a)))
+		}
+		call[struct{}](r, "NetworkDriver.DeleteNetwork", fmt.Sprintf(`{"NetworkID":%q}`, networkID))
+		r.wantNothingLeft()
+	}
+}
+
 // Only a file that is a namespace is entered.
 func TestSandboxThatIsNone(t *testing.T) {
 	r := newRig(t)

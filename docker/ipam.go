@@ -211,6 +211,15 @@ func (s *Server) releaseAddress(ctx context.Context, q addressRef) (none, error)
 		s.Log.Warn("address is not Docker's on this host: it is not released", "address", addr, "handle", a.Handle, "node", a.Node)
 		return none{}, nil
 	}
+	if err := s.loadPorts(ctx); err != nil {
+		return none{}, err
+	}
+	if port := s.ports.of(addr); port != "" { // Docker deletes the endpoint first, if it remembers it
+		s.Log.Info("detach an endpoint whose address Docker gives back", "endpoint", port, "address", addr)
+		if _, err := s.deleteEndpoint(ctx, endpointRef{EndpointID: port}); err != nil {
+			return none{}, err
+		}
+	}
 	return none{}, s.release(ctx, a)
 }
 
@@ -266,7 +275,8 @@ func (s *Server) collectPorts(ctx context.Context, before time.Time) error {
 	for _, port := range idle {
 		if !known[port] {
 			s.Log.Info("detach an endpoint that Docker does not know any more", "endpoint", port)
-			errs = append(errs, s.Endpoints.DetachPort(ctx, port))
+			_, err := s.deleteEndpoint(ctx, endpointRef{EndpointID: port})
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -301,7 +311,7 @@ func (s *Server) collectAddresses(ctx context.Context, before time.Time) error {
 	}
 	var errs []error
 	for _, a := range old {
-		if used[a.Addr] || reserved[a.Addr] {
+		if used[a.Addr] != "" || reserved[a.Addr] {
 			continue
 		}
 		s.Log.Info("release an address that Docker asked for and does not use", "address", a.Addr)

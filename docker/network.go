@@ -259,7 +259,18 @@ func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpo
 	if p.Network, err = s.profile(ctx, q.NetworkID); err != nil {
 		return a, err
 	}
-	return a, s.Endpoints.AttachPort(ctx, p)
+	if err := s.loadPorts(ctx); err != nil {
+		return a, err
+	}
+	if err := s.Endpoints.AttachPort(ctx, p); err != nil {
+		return a, err
+	}
+	s.ports.add(p.ID, p.Addrs)
+	return a, nil
+}
+
+func (s *Server) loadPorts(ctx context.Context) error {
+	return s.ports.load(func() (map[netip.Addr]string, error) { return s.Endpoints.PortAddresses(ctx) })
 }
 
 // containerMAC is every container's hardware address unless --mac-address says another.
@@ -278,6 +289,7 @@ func (s *Server) own(ctx context.Context, addr netip.Addr) error {
 }
 
 func (s *Server) deleteEndpoint(ctx context.Context, q endpointRef) (none, error) {
+	s.ports.remove(q.EndpointID)
 	return none{}, s.Endpoints.DetachPort(ctx, q.EndpointID)
 }
 

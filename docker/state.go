@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -139,4 +140,47 @@ func (n *networks) reserved() (map[netip.Addr]bool, error) {
 		}
 	}
 	return all, nil
+}
+
+// ports knows which endpoint has an address, so that an address that Docker gives back is not left with an endpoint: a
+// dockerd that was killed and starts again releases the addresses of the containers it had, and forgets their endpoints
+// without a word.
+type ports struct {
+	mu     sync.Mutex
+	byAddr map[netip.Addr]string // nil before load
+}
+
+// load reads once what was there before this process.
+func (p *ports) load(read func() (map[netip.Addr]string, error)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byAddr != nil {
+		return nil
+	}
+	all, err := read()
+	if err == nil {
+		p.byAddr = all
+	}
+	return err
+}
+
+func (p *ports) add(port string, addrs []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range addrs {
+		p.byAddr[a] = port
+	}
+}
+
+func (p *ports) remove(port string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.byAddr, func(_ netip.Addr, other string) bool { return other == port })
+}
+
+// of is the endpoint that has an address; empty when none has.
+func (p *ports) of(addr netip.Addr) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.byAddr[addr]
 }

@@ -401,20 +401,20 @@ func (m *Manager) IdlePorts(ctx context.Context, before time.Time) ([]string, er
 	return idle, nil
 }
 
-// PortAddresses are the addresses of all ports of this node.
-func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]bool, error) {
+// PortAddresses are the addresses of all ports of this node, each with its port.
+func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]string, error) {
 	ports, err := m.ports(ctx)
 	if err != nil {
 		return nil, err
 	}
-	used := map[netip.Addr]bool{}
+	used := map[netip.Addr]string{}
 	for _, w := range ports {
 		addrs, err := addresses(w)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range addrs {
-			used[p.Addr()] = true
+			used[p.Addr()] = w.Spec.Endpoint
 		}
 	}
 	return used, nil
