@@ -98,6 +98,8 @@ type Tier struct {
 	// EndDeny: what no policy of the tier decided is denied. False where the tier's default action is Pass, where only
 	// staged policies apply, and in the PreDNAT and Untracked hooks.
 	EndDeny bool
+	// EndDenyStaged is what EndDeny would be if the staged policies were in force.
+	EndDenyStaged bool
 }
 
 // Policy is a policy or profile, compiled. Its pointer changes exactly when its
