@@ -36,6 +36,7 @@ func rows() []string {
 		"dataplane",
 		"bgp",
 		"calc",
+		"explain",
 		"endpoint",
 		"cni",
 		"docker",
