@@ -71,11 +71,18 @@ func (a *Agent) notReady(s agentapi.Status, ready, inSync, locked bool) []string
 func peerReport(peers []bgp.PeerStatus) []agentapi.BGPPeer {
 	out := make([]agentapi.BGPPeer, 0, len(peers))
 	for _, p := range peers {
-		out = append(out, agentapi.BGPPeer{
+		row := agentapi.BGPPeer{
 			Address: p.Peer.Addr, Name: p.Peer.Name, Type: string(p.Peer.Type), State: p.State, Since: p.Since,
 			LastError: p.LastError, ASNumber: p.Peer.ASN, Received: p.Received, Accepted: p.Accepted, Advertised: p.Advertised,
 			Client: p.Peer.Client, Filters: strings.Fields(p.Peer.Filters), Flaps: p.Flaps,
-		})
+		}
+		if b := p.BFD; b.State != "" {
+			row.BFD = &agentapi.BFD{State: b.State, Since: b.Since, Interval: b.Interval.String(), Multihop: b.Multihop, Reason: b.Reason}
+			if b.Detection > 0 {
+				row.BFD.Detection = b.Detection.String()
+			}
+		}
+		out = append(out, row)
 	}
 	return out
 }

@@ -76,6 +76,17 @@ type BGPPeer struct {
 	Flaps      uint64     `json:"flaps"`            // how often the session was lost since it was configured
 	Client     bool       `json:"client,omitempty"` // this host reflects routes to and from it
 	Filters    []string   `json:"filters,omitempty"`
+	BFD        *BFD       `json:"bfd,omitempty"` // absent when it is off
+}
+
+// BFD is the watch on the path to a peer (RFC 5880).
+type BFD struct {
+	State     string    `json:"state"` // AdminDown, Down, Init, Up
+	Since     time.Time `json:"since"`
+	Interval  string    `json:"interval"`            // between packets to the peer, such as "100ms"
+	Detection string    `json:"detection,omitempty"` // how long nothing may be heard, such as "300ms"
+	Multihop  bool      `json:"multihop,omitempty"`
+	Reason    string    `json:"reason,omitempty"` // why it is not up
 }
 
 // Since prints a time as BIRD does: the time of day, or the date when that is

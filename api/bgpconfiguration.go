@@ -90,6 +90,7 @@ func (b *BGPConfiguration) Default() {
 func (b *BGPConfiguration) Validate() error {
 	c := newChecker(&b.Resource, "BGPConfiguration", false)
 	s := &b.Spec
+	c.bgpAnnotations(&b.Resource)
 	c.oneOf("Spec.LogSeverityScreen", s.LogSeverityScreen, "Trace", "Debug", "Info", "Warning", "Error", "Fatal", "Panic", "None", "none", "debug", "info")
 	c.oneOf("Spec.BindMode", s.BindMode, "None", "NodeIP")
 	c.oneOf("Spec.ServiceLoadBalancerAggregation", s.ServiceLoadBalancerAggregation, "Enabled", "Disabled")

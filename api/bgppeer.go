@@ -40,6 +40,7 @@ func (p *BGPPeer) Default() { p.setType("BGPPeer") }
 func (p *BGPPeer) Validate() error {
 	c := newChecker(&p.Resource, "BGPPeer", false)
 	s := &p.Spec
+	c.bgpAnnotations(&p.Resource)
 	if s.Node != "" {
 		c.name("Spec.Node", s.Node)
 	}

@@ -68,9 +68,18 @@ type Peer struct {
 	Filters      string // blank-separated names of Config.Filters, in the order in which they are asked
 	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
 	Client bool
+	BFD    BFD
 	// Cluster says that the peer follows the same datastore. It learns there that the session is to end or
 	// to change, so that it is not told by a NOTIFICATION, which would make it drop our routes at once.
 	Cluster bool
+}
+
+// BFD has the path to a peer watched (RFC 5880, RFC 5882): when it fails the session ends at once. The zero
+// value is off. Comparable.
+type BFD struct {
+	Interval   time.Duration // of packets in both directions, 10 ms to 60 s; 0 for off
+	Multiplier uint8         // packets in a row that may be missing before the path counts as failed
+	Multihop   bool          // the peer is on no connected subnet (RFC 5883)
 }
 
 // NextHop says what the next hop of routes sent to a peer is.
@@ -122,7 +131,24 @@ type PeerStatus struct {
 	HoldTime                time.Duration // negotiated
 	MessagesIn, MessagesOut uint64
 	Flaps                   uint64 // how often an established session was lost since the peer was configured
+	BFD                     BFDStatus
 }
+
+// BFDStatus is the state of the watch on the path to a peer. State is empty when it is off.
+type BFDStatus struct {
+	State     string // AdminDown, Down, Init, Up
+	Since     time.Time
+	Interval  time.Duration // between packets to the peer, as agreed
+	Detection time.Duration // without packets until the path counts as failed; 0 until the peer was heard
+	Multihop  bool
+	Reason    string // why it is not up, in words
+}
+
+// The intervals that BFD takes.
+const (
+	minBFD = 10 * time.Millisecond
+	maxBFD = time.Minute
+)
 
 // validate refuses a configuration with an error that names the field, the value and what is allowed.
 func (c Config) validate() error {
@@ -189,6 +215,10 @@ func (c Config) validatePeer(key netip.Addr, p Peer) error {
 		return fmt.Errorf("connectRetry %s: want 0 or more", p.ConnectRetry)
 	case p.RestartTime < 0 || p.RestartTime > 4095*time.Second:
 		return fmt.Errorf("restartTime %s: want at most 4095s", p.RestartTime)
+	case p.BFD.Interval != 0 && (p.BFD.Interval < minBFD || p.BFD.Interval > maxBFD):
+		return fmt.Errorf("bfd interval %s: want %s to %s", p.BFD.Interval, minBFD, maxBFD)
+	case p.BFD.Interval != 0 && p.BFD.Multiplier == 0:
+		return fmt.Errorf("bfd multiplier 0: want 1 to 255")
 	case len(p.Password) > 80:
 		return fmt.Errorf("password: has %d octets, want at most 80", len(p.Password))
 	}

@@ -197,7 +197,7 @@ func (p *peer) Refresh(message.Family) {
 
 // Down implements session.Handler. Routes that were stale already go even if the others are retained:
 // the peer has failed twice (RFC 4724 §4.2).
-func (p *peer) Down(retain bool) {
+func (p *peer) Down(loss session.Loss) {
 	s := p.speaker
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,14 +207,14 @@ func (p *peer) Down(retain bool) {
 	p.flaps++
 	p.leaveGroup()
 	keep := message.Families(0)
-	if retain {
+	if loss != session.LossDrop {
 		keep = p.advertised.Families
 	}
 	s.bestChanged(s.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
 		return path.Stale || !keep.Has(message.FamilyOf(prefix.Addr()))
 	})...)
 	s.bestChanged(s.table.Update(p.source, func(_ netip.Prefix, path rib.Path) rib.Path {
-		path.Stale = true
+		path.Stale, path.Demoted = true, loss == session.LossRetainLast
 		return path
 	})...)
 	s.wake()
@@ -263,6 +263,9 @@ func (p *peer) status() PeerStatus {
 	}
 	if out.LastError == "" && st.State == "Active" && cfg.Passive {
 		out.LastError = "waiting for the peer to connect"
+	}
+	if st, ok := p.speaker.bfd.Status(p.cfg.Addr); ok {
+		out.BFD = bfdStatus(st)
 	}
 	if f := p.feed; f != nil {
 		out.Families = p.families.Names()

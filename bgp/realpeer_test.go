@@ -137,14 +137,14 @@ template bgp maneki {
   %s
 }
 protocol bgp m4 from maneki { neighbor %s as 64512; source address %s; ipv4 { import all; export all; next hop self; }; }
-protocol bgp m6 from maneki { neighbor %s as 64512; ipv6 { import all; export all; next hop self; }; }
+protocol bgp m6 from maneki { neighbor %s as 64512; source address %s; ipv6 { import all; export all; next hop self; }; }
 `
 
 func (h *host) bird(extra string, flags ...string) (stop func(syscall.Signal), show func(string) string) {
 	h.t.Helper()
 	bird := need(h.t, "bird", "bird2")
 	birdc := need(h.t, "birdc", "bird2")
-	conf := h.write("bird.conf", fmt.Sprintf(birdConf, extra, h.us, h.them, h.us6))
+	conf := h.write("bird.conf", fmt.Sprintf(birdConf, extra, h.us, h.them, h.us6, strings.Replace(h.us6, "::1", "::2", 1)))
 	sock := filepath.Join(h.dir, "bird.ctl")
 	stop = h.daemon(append([]string{bird, "-f", "-c", conf, "-s", sock, "-P", filepath.Join(h.dir, "bird.pid")}, flags...)...)
 	return stop, func(cmd string) string {

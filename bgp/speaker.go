@@ -17,6 +17,7 @@ import (
 	"time"
 	"unique"
 
+	"github.com/manekinet/maneki/bgp/bfd/monitor"
 	"github.com/manekinet/maneki/bgp/export"
 	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
@@ -67,6 +68,7 @@ type Speaker struct {
 	groups    map[export.Policy]*updateGroup
 	listeners map[netip.AddrPort]*listener
 	retired   []retiree
+	bfd       *monitor.Monitor
 	sweep     *time.Timer // fires when a retiree's time is over
 }
 
@@ -84,12 +86,14 @@ func New(log *slog.Logger, opts Options) *Speaker {
 	opts.Deferral = cmp.Or(opts.Deferral, defaultDeferral)
 	sweep := time.NewTimer(time.Hour)
 	sweep.Stop()
-	return &Speaker{
+	s := &Speaker{
 		sweep: sweep, log: log, opt: opts, changed: make(chan struct{}, 1),
 		table: rib.New(), self: &rib.Source{Local: true, Internal: true},
 		peers: make(map[netip.Addr]*peer), own: make(map[netip.Addr]bool),
 		groups: make(map[export.Policy]*updateGroup), listeners: make(map[netip.AddrPort]*listener),
 	}
+	s.bfd = monitor.New(log, s.pathChanged)
+	return s
 }
 
 // Set makes c the wanted state. It may be called at any time, also before Run, and repeatedly with equal
@@ -125,6 +129,7 @@ func (s *Speaker) Set(c Config) error {
 		p.regroup()
 	}
 	s.secureListeners()
+	s.setBFD()
 	s.checkConverged()
 	s.wake()
 	return errListen
@@ -146,6 +151,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 	for _, p := range s.peers {
 		s.startPeer(p)
 	}
+	s.joined.Go(func() { s.bfd.Run(ctx) })
 	s.mu.Unlock()
 
 	deferral := time.NewTimer(s.opt.Deferral)
@@ -295,7 +301,7 @@ func (s *Speaker) recheck(peers ...*peer) {
 	for _, p := range peers {
 		s.bestChanged(s.table.Update(p.source, func(prefix netip.Prefix, path rib.Path) rib.Path {
 			next := p.admit(prefix, path.Raw)
-			next.Stale = path.Stale
+			next.Stale, next.Demoted = path.Stale, path.Demoted
 			return next
 		})...)
 	}

@@ -266,6 +266,8 @@ func options(p bgp.Peer) string {
 		{p.Filters != "", "filters " + p.Filters},
 		{p.NextHop == bgp.NextHopSelf, "next hop self"},
 		{p.NextHop == bgp.NextHopKeep, "next hop keep"},
+		{p.BFD.Interval != 0, fmt.Sprintf("bfd %d x %s", p.BFD.Multiplier, p.BFD.Interval)},
+		{p.BFD.Multihop, "multihop"},
 	} {
 		if o.set {
 			out += " " + o.text

@@ -47,6 +47,7 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
 		s.BGP.Filters, s.BGP.Links = c.filters(names, p), c.connected()
 	}
 	for addr, w := range sessions {
+		w.BFD = c.watch(w)
 		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
 			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
 			continue

@@ -35,6 +35,7 @@ type peering struct {
 	addrs   map[string]nodeAddrs  // by node
 	byAddr  map[netip.Addr]string // node that has an address
 	wanted  map[netip.Addr]wanted
+	bfd     api.BFD // of sessions between hosts of the cluster
 }
 
 // wanted is one session with what surrounds it.
@@ -44,6 +45,8 @@ type wanted struct {
 	anySource bool       // sourceAddress None: the kernel chooses
 	password  Secret     // zero for none
 	gateway   netip.Addr // reachableBy, zero for none
+	bfd       api.BFD
+	bfdSet    bool // it is the BGPPeer's own; otherwise the cluster's, between its hosts
 }
 
 // What the protocol's fields can hold (RFC 4271 §4.2, RFC 4724 §3).
@@ -74,6 +77,7 @@ func (c *Core) peers(self *api.Node, own []netip.Addr, p *problems) map[netip.Ad
 		core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
 		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, wanted: map[netip.Addr]wanted{},
 	}
+	g.bfd = c.clusterBFD(p)
 	ignore := &problems{} // each node's own agent reports its addresses
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		addrs := c.speakerAddrs(c.nodes[name], ignore)
@@ -149,6 +153,9 @@ func (g *peering) add(w wanted) {
 func (g *peering) node(w wanted, name string, both bool) {
 	n := g.core.nodes[name]
 	w.ASN, w.Port, w.Cluster = g.core.asn(n), g.core.port(name), true
+	if !w.bfdSet {
+		w.bfd = g.bfd
+	}
 	for _, remote := range g.addrs[name] {
 		for _, local := range g.own {
 			if local.Is4() != remote.Is4() || local == remote {
@@ -178,6 +185,7 @@ func (g *peering) reflects(peer bgp.Peer, n *api.Node) bool {
 // resource is one BGPPeer with the nodes it selects.
 type resource struct {
 	*peering
+	head    *api.Resource
 	name    string
 	spec    *api.BGPPeerSpec
 	global  bool
@@ -190,7 +198,7 @@ type resource struct {
 // the resource makes no session anywhere.
 func (g *peering) resource(res *api.BGPPeer, p *problems) *resource {
 	s := &res.Spec
-	r := &resource{peering: g, name: res.Name, spec: s, global: s.Node == "" && s.NodeSelector == "", remotes: map[string]bool{}}
+	r := &resource{peering: g, head: &res.Resource, name: res.Name, spec: s, global: s.Node == "" && s.NodeSelector == "", remotes: map[string]bool{}}
 	if s.LocalWorkloadSelector != "" {
 		p.add("BGPPeer(%s): localWorkloadSelector is not supported; no session is made", res.Name)
 		return nil
@@ -304,6 +312,7 @@ func (r *resource) connect(connected map[string]bool) {
 // back to the nodes for which it leads here.
 func (r *resource) sessions(p *problems) {
 	w, reverse := r.options(), rankNodeReverse
+	w.bfd, w.bfdSet = bfd("BGPPeer", r.head, p)
 	if r.global {
 		reverse = rankGlobalReverse
 	}
@@ -337,6 +346,9 @@ func (r *resource) forward(w wanted, p *problems) {
 		}
 		n = r.core.nodes[name]
 		w.Cluster = r.remotes[name]
+		if w.Cluster && !w.bfdSet {
+			w.bfd = r.peering.bfd
+		}
 		if w.Port == 0 && w.Cluster {
 			w.Port = r.core.port(name)
 		}

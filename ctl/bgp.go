@@ -88,12 +88,16 @@ func (a *app) bgpPeers(ctx context.Context, f agentFlags) error {
 		if p.Client {
 			role = "client"
 		}
+		bfd := "-"
+		if p.BFD != nil {
+			bfd = strings.TrimSpace(p.BFD.State + " " + p.BFD.Detection)
+		}
 		rows = append(rows, []string{
-			p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, agentapi.Since(p.Since, a.Now()),
+			p.Address.String(), p.Name, p.Type, strconv.FormatUint(uint64(p.ASNumber), 10), role, p.State, agentapi.Since(p.Since, a.Now()), bfd,
 			strconv.Itoa(p.Received), strconv.Itoa(p.Accepted), strconv.Itoa(p.Advertised), cmp.Or(strings.Join(p.Filters, ","), "-"), cmp.Or(p.LastError, "-"),
 		})
 	}
-	return writeGrid(a.Stdout, []string{"ADDRESS", "NAME", "TYPE", "AS", "ROLE", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "FILTERS", "REASON"}, rows)
+	return writeGrid(a.Stdout, []string{"ADDRESS", "NAME", "TYPE", "AS", "ROLE", "STATE", "SINCE", "BFD", "RECEIVED", "ACCEPTED", "ADVERTISED", "FILTERS", "REASON"}, rows)
 }
 
 func (a *app) bgpRoutesCommand() *cobra.Command {

@@ -126,5 +126,8 @@ func (a *app) peerRow(p agentapi.BGPPeer) []string {
 	} else if p.LastError != "" {
 		info += " " + p.LastError
 	}
+	if p.BFD != nil {
+		info += ", BFD " + p.BFD.State
+	}
 	return []string{p.Address.Unmap().String(), p.Type, state, agentapi.Since(p.Since, a.Now()), info}
 }

@@ -36,6 +36,7 @@ const (
 	ceaseConfigChange   = 6
 	ceaseCollision      = 7
 	ceaseOutOfResources = 8
+	ceaseBFDDown        = 10 // RFC 9384
 )
 
 // Error is a fault that ends a session with the NOTIFICATION it describes.
@@ -64,6 +65,11 @@ func MaxPrefixes(limit int) *Error {
 // Deconfigured says that the peer was removed from the configuration.
 func Deconfigured() *Error {
 	return &Error{Code: codeCease, Subcode: ceaseDeconfigured, Text: "peer removed from the configuration"}
+}
+
+// BFDDown says that the path to the peer has failed (RFC 9384).
+func BFDDown(reason string) *Error {
+	return &Error{Code: codeCease, Subcode: ceaseBFDDown, Text: "BFD: " + reason}
 }
 
 // Rejected says that no further connection is taken from this peer now.
@@ -120,6 +126,7 @@ func notificationText(code, sub uint8) string {
 		{codeCease, ceaseDeconfigured}: "peer de-configured", {codeCease, 4}: "administrative reset",
 		{codeCease, ceaseRejected}: "connection rejected", {codeCease, ceaseConfigChange}: "configuration change",
 		{codeCease, ceaseCollision}: "connection collision", {codeCease, ceaseOutOfResources}: "out of resources",
+		{codeCease, ceaseBFDDown}: "BFD down",
 	}
 	if w, ok := words[[2]uint8{code, sub}]; ok {
 		return w

@@ -9,7 +9,7 @@ import (
 
 // best returns the index of the best usable path, or -1. It eliminates candidates step by step, as
 // RFC 4271 §9.1.2.2 does, because MED makes the pairwise comparison intransitive. Steps: own
-// announcements; sources that are not retired; LOCAL_PREF; AS_PATH length; ORIGIN; MED within one neighbour AS; external over
+// announcements; what is neither of a retired source nor demoted; LOCAL_PREF; AS_PATH length; ORIGIN; MED within one neighbour AS; external over
 // internal; then RFC 4456 §9 and RFC 4271 f-g: originator or router ID, CLUSTER_LIST length, address.
 // There is no IGP metric here: every next hop of a flat layer-3 network is one route away.
 func best(paths []Path) int {
@@ -22,14 +22,14 @@ func best(paths []Path) int {
 	left := make([]candidate, 0, len(paths))
 	for i, p := range paths {
 		if !p.Barred {
-			left = append(left, candidate{index: i, source: p.Source, attrs: p.Attrs.Value()})
+			left = append(left, candidate{index: i, last: p.Demoted || p.Source.Retired, source: p.Source, attrs: p.Attrs.Value()})
 		}
 	}
 	if len(left) == 0 {
 		return -1
 	}
 	left = least(left, func(c candidate) int { return yes(!c.source.Local) })
-	left = least(left, func(c candidate) int { return yes(c.source.Retired) })
+	left = least(left, func(c candidate) int { return yes(c.last) })
 	left = least(left, func(c candidate) int { return -int(c.attrs.LocalPref) })
 	left = least(left, func(c candidate) int { return c.attrs.PathLen() })
 	left = least(left, func(c candidate) int { return int(c.attrs.Origin) })
@@ -46,6 +46,7 @@ func best(paths []Path) int {
 
 type candidate struct {
 	index  int
+	last   bool // only if there is nothing else
 	source *Source
 	attrs  message.Attrs
 }

@@ -47,6 +47,7 @@ type Path struct {
 	Interface string
 	Stale     bool // kept while the peer restarts (RFC 4724)
 	Barred    bool // refused by import: remembered, never chosen
+	Demoted   bool // the last choice: the path to the peer has failed, and it may only be restarting
 }
 
 // Table holds the destinations.

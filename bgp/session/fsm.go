@@ -54,6 +54,7 @@ const (
 	evWake
 	evFlush
 	evKeepalive
+	evPathDown   // PathDown was called: text
 	evReaderDone // the established connection ended
 )
 
@@ -65,6 +66,7 @@ type event struct {
 	msg   message.Type
 	body  []byte
 	err   error
+	text  string
 	dial  uint64 // number of the dial of an evDialed
 }
 
@@ -116,7 +118,7 @@ func (f *fsm) step(st state) (next state) {
 		if r := recover(); r != nil {
 			f.s.opt.Log.Error("bgp session panicked", "peer", f.s.opt.Config.Remote.Addr(), "state", st.name(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			f.dropAll(nil)
-			f.leave(message.Internal("internal fault"), false)
+			f.leave(message.Internal("internal fault"), LossDrop)
 			next = idle{hold: penalty}
 		}
 	}()
@@ -146,6 +148,8 @@ func (f *fsm) next() event {
 			return event{kind: evStop, fault: why}
 		case c := <-f.s.incoming:
 			return event{kind: evIncoming, net: c}
+		case why := <-f.s.path:
+			return event{kind: evPathDown, text: why}
 		case ev := <-f.events:
 			switch {
 			case ev.kind == evDialed && ev.dial != f.dials:

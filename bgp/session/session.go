@@ -80,14 +80,25 @@ type Handler interface {
 	Update(message.Update) *message.Error
 	// Refresh asks for all routes of a family again.
 	Refresh(message.Family)
-	// Down ends a session. With retain the peer's routes are kept as stale (RFC 4724 §4.2).
-	Down(retain bool)
+	// Down ends a session.
+	Down(Loss)
 	// Expired ends the keeping of stale routes.
 	Expired()
 	// Changed says that the session came up or went down, or that the reason why it is down is another one.
 	// The steps of trying to connect are not worth waking anybody for.
 	Changed()
 }
+
+// Loss says what becomes of the peer's routes when its session ends.
+type Loss uint8
+
+// The routes go at once; or they are kept as stale for the peer's restart time (RFC 4724 §4.2); or they are
+// kept so, but as the last choice, because it is the path to the peer that has failed.
+const (
+	LossDrop Loss = iota
+	LossRetain
+	LossRetainLast
+)
 
 // Feed is the source of the messages to send. Wake is signalled when Next may have some; Next returns nil
 // when there is nothing more.
@@ -120,6 +131,7 @@ type Session struct {
 	opt      Options
 	incoming chan net.Conn
 	stop     chan *message.Error
+	path     chan string // the path to the peer has failed, and how that is known
 	in, out  atomic.Uint64
 
 	handshakes atomic.Int32
@@ -137,6 +149,7 @@ func New(opt Options) *Session {
 		opt: opt, cfg: opt.Config,
 		incoming: make(chan net.Conn, 1),
 		stop:     make(chan *message.Error, 1),
+		path:     make(chan string, 1),
 		status:   Status{State: "Idle", Since: time.Now()},
 	}
 }
@@ -175,6 +188,17 @@ func (s *Session) Accept(c net.Conn) {
 
 // Handshakes is how many connections are not yet established; at most three per session.
 func (s *Session) Handshakes() int { return int(s.handshakes.Load()) }
+
+// PathDown ends the established session, if there is one, because the path to the peer has failed; reason is
+// in words. Between two ends that speak graceful restart it ends without a NOTIFICATION and the routes are
+// kept as the last choice: BFD of ours shares the fate of the process, so that the peer may only be
+// restarting (RFC 5882 §4.3.2). It does not wait.
+func (s *Session) PathDown(reason string) {
+	select {
+	case s.path <- reason:
+	default:
+	}
+}
 
 // Stop ends Run; an established session is closed with why as its NOTIFICATION. With nil it is closed
 // without one, so that the peer keeps our routes (RFC 4724 §4.2).

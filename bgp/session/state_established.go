@@ -32,10 +32,10 @@ func (st established) run(f *fsm) (state, string) {
 		switch ev.kind {
 		case evShutdown:
 			f.up.Close() // without a NOTIFICATION: the peer is to keep our routes
-			f.leave(nil, true)
+			f.leave(nil, LossRetain)
 			return nil, "stopped"
 		case evStop:
-			f.leave(ev.fault, false)
+			f.leave(ev.fault, LossDrop)
 			return nil, "stopped"
 		case evWake, evFlush:
 			err = w.flush(ev.kind == evFlush)
@@ -43,6 +43,8 @@ func (st established) run(f *fsm) (state, string) {
 			err = w.keepalive()
 		case evReaderDone:
 			return f.lost(c.err, began)
+		case evPathDown:
+			return f.pathDown(ev.text, began)
 		default:
 			if f.newcomer(ev, c) {
 				return openconfirm{}, "peer restarted"
@@ -88,9 +90,9 @@ func (f *fsm) bringUp(c *conn) time.Duration {
 	return interval
 }
 
-// leave ends the established session, if there is one: why is sent as a NOTIFICATION, and with retain the
-// peer's routes are kept for its restart time.
-func (f *fsm) leave(why *message.Error, retain bool) {
+// leave ends the established session, if there is one: why is sent as a NOTIFICATION, and what is to become
+// of the peer's routes is told to the handler; they cannot be kept without a restart time.
+func (f *fsm) leave(why *message.Error, loss Loss) {
 	if f.up == nil {
 		return
 	}
@@ -103,12 +105,14 @@ func (f *fsm) leave(why *message.Error, retain bool) {
 	<-c.done
 	f.up = nil
 	f.s.setLive(nil)
-	retain = retain && f.grace > 0
 	f.stale.Stop()
-	if retain {
+	if f.grace == 0 {
+		loss = LossDrop
+	}
+	if loss != LossDrop {
 		f.stale.Reset(f.grace)
 	}
-	f.s.opt.Handler.Down(retain)
+	f.s.opt.Handler.Down(loss)
 }
 
 // lost ends the session after its connection did, and chooses what comes next.
@@ -123,7 +127,11 @@ func (f *fsm) lost(err error, began time.Time) (state, string) {
 	f.s.opt.Log.Warn("bgp session lost", "peer", f.s.opt.Config.Remote.Addr(), "reason", f.s.Status().LastError, "after", time.Since(began).Round(time.Millisecond))
 	// A NOTIFICATION ends graceful restart (RFC 4724 §4.2), but not one that only says that the peer goes on
 	// with its other connection.
-	f.leave(why, why == nil && (!errors.As(err, &told) || told.Collision()))
+	loss := LossDrop
+	if why == nil && (!errors.As(err, &told) || told.Collision()) {
+		loss = LossRetain
+	}
+	f.leave(why, loss)
 	f.failures++
 	if time.Since(began) > stableAfter {
 		f.failures = 0
@@ -138,6 +146,20 @@ func (f *fsm) lost(err error, began time.Time) (state, string) {
 		return active{}, "session lost"
 	}
 	return connect{}, "session lost"
+}
+
+// pathDown ends the session because BFD says that the path has failed.
+func (f *fsm) pathDown(reason string, began time.Time) (state, string) {
+	why := message.BFDDown(reason)
+	f.note(why)
+	f.s.opt.Log.Warn("bgp session lost", "peer", f.s.opt.Config.Remote.Addr(), "reason", why.Text, "after", time.Since(began).Round(time.Millisecond))
+	if f.grace > 0 {
+		f.leave(nil, LossRetainLast)
+	} else {
+		f.leave(why, LossDrop)
+	}
+	f.failures++
+	return active{}, why.Text
 }
 
 // newcomer handles connections that the peer makes while the session is up. A peer that speaks graceful
@@ -161,7 +183,7 @@ func (f *fsm) newcomer(ev event, old *conn) bool {
 			return false
 		}
 		f.s.opt.Log.Info("bgp peer restarted", "peer", f.s.opt.Config.Remote.Addr())
-		f.leave(nil, true)
+		f.leave(nil, LossRetain)
 		f.decideOpen(ev.conn, f.s.Config())
 		return true
 	}
