@@ -19,12 +19,16 @@ import (
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/policy"
 )
 
 // Options fix what does not change while an agent runs.
 type Options struct {
 	Node            string // this host's Node name
 	InterfacePrefix string // of workload interfaces; "cali" unless configured
+	// Remote: the calculation is about another host, whose interfaces are not known. It serves explanations, never a
+	// kernel.
+	Remote bool
 }
 
 // Batch is a set of changes that are applied together. A nil Links or Learnt
@@ -54,6 +58,7 @@ type State struct {
 	Neighbours desired.Neighbours
 	FDB        desired.FDB
 	NFT        desired.NFT
+	Policy     *policy.State // what is enforced on the endpoints; never changed after it was made
 	Use        TunnelUse
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config

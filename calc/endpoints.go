@@ -188,7 +188,7 @@ func (c *Core) localEndpoints(p *problems) desired.Endpoints {
 			p.add("WorkloadEndpoint(%s): interface %q is not one of ours (prefix %q, at most 15 characters); it is not routed", k, spec.InterfaceName, c.opts.InterfacePrefix)
 			continue
 		}
-		if !c.trusted[k] && !c.linked(spec.InterfaceName) {
+		if !c.trusted[k] && !c.opts.Remote && !c.linked(spec.InterfaceName) {
 			// After a reboot the datastore still has the endpoints of containers that are no more, until their runtime
 			// deletes them.
 			p.add("WorkloadEndpoint(%s): its interface %s does not exist; it is not routed", k, spec.InterfaceName)
