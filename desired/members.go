@@ -77,7 +77,7 @@ const rebaseAfter = 256
 type Members struct {
 	digest   Digest
 	prev     *Members            // what this was made from
-	add, del []Member            // against prev, or against from
+	add, del []Member            // against prev, or against from; sorted
 	all      map[Member]struct{} // the content written out; then prev is nil
 	depth    int                 // changes since all was written out
 	weight   int                 // members in those changes
@@ -104,13 +104,14 @@ func NewMembers(list ...Member) *Members {
 // returned itself. A member in both lists is in the result.
 func (m *Members) Change(add, del []Member) *Members {
 	next := &Members{prev: m, digest: m.Digest()}
+	add = dedup(add)
 	for _, e := range dedup(del) {
-		if m.Has(e) && !slices.Contains(add, e) {
+		if m.Has(e) && !contains(add, e) {
 			next.del = append(next.del, e)
 			next.digest.add(e, -1)
 		}
 	}
-	for _, e := range dedup(add) {
+	for _, e := range add {
 		if !m.Has(e) {
 			next.add = append(next.add, e)
 			next.digest.add(e, 1)
@@ -135,6 +136,12 @@ func dedup(list []Member) []Member {
 	}
 	sorted := slices.SortedFunc(slices.Values(list), Member.Compare)
 	return slices.Compact(sorted)
+}
+
+// contains searches a list that dedup made.
+func contains(sorted []Member, e Member) bool {
+	_, found := slices.BinarySearchFunc(sorted, e, Member.Compare)
+	return found
 }
 
 // rebase writes the content out.
@@ -171,10 +178,10 @@ func (m *Members) Has(e Member) bool {
 			_, there := m.all[e]
 			return there
 		}
-		if slices.Contains(m.add, e) {
+		if contains(m.add, e) {
 			return true
 		}
-		if slices.Contains(m.del, e) {
+		if contains(m.del, e) {
 			return false
 		}
 	}
