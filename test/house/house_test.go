@@ -41,6 +41,7 @@ func rows() []string {
 		"cni",
 		"docker",
 		"agent",
+		"trace",
 		"lab",
 		"ctl",
 		"cmd",
