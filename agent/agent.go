@@ -142,7 +142,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.tables.run(ctx) })
-	g.Go(func() error { return a.tables.watch(ctx, a.pipe.linksChanged) })
+	g.Go(func() error { return a.tables.watch(ctx, a.pipe.linksChanged, a.pipe.underlayChanged) })
 	g.Go(func() error { return a.pipe.run(ctx) })
 	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries()...) })
 	if a.opts.BGP {

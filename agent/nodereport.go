@@ -122,15 +122,26 @@ func (v routeView) report() api.CalicoNodeRouteStatus {
 		if r.Type == desired.Blackhole {
 			source = "Static"
 		}
-		routes = append(routes, v.route("FIB", key.Dst, r.Gateway, r.Dev, api.CalicoNodeRouteOrigin{SourceType: source}))
+		hops := r.Hops()
+		if len(hops) == 0 { // a blackhole
+			hops = []desired.NextHop{{}}
+		}
+		for _, hop := range hops {
+			routes = append(routes, v.route("FIB", key.Dst, hop.Gateway, hop.Dev, api.CalicoNodeRouteOrigin{SourceType: source}))
+		}
 	}
 	for dst, dev := range v.direct {
 		routes = append(routes, v.route("FIB", dst, netip.Addr{}, dev, api.CalicoNodeRouteOrigin{SourceType: "Direct"}))
 	}
 	for _, o := range v.offers {
 		kind, dev := "RIB", ""
-		if k, ok := inKernel[o.Prefix]; ok && o.Best && k.Gateway == o.NextHop {
-			kind, dev = "FIB", k.Dev
+		if k, ok := inKernel[o.Prefix]; ok && (o.Best || o.Multipath) {
+			kind = "FIB"
+			for _, hop := range k.Hops() {
+				if hop.Gateway == o.NextHop.WithZone("") {
+					dev = hop.Dev
+				}
+			}
 		}
 		routes = append(routes, v.route(kind, o.Prefix, o.NextHop, dev, v.origin(o.Peer)))
 	}

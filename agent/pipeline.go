@@ -80,6 +80,13 @@ func (p *pipeline) linksChanged(links []autodetect.Interface, mtu int) {
 	kick(p.addressKick)
 }
 
+func (p *pipeline) underlayChanged(routes []desired.Underlay) {
+	p.mu.Lock()
+	p.pending.Underlay = routes
+	p.mu.Unlock()
+	kick(p.wake)
+}
+
 // run computes until ctx is done.
 func (p *pipeline) run(ctx context.Context) error {
 	// Routes learnt by BGP stay until the speaker has heard its peers again.

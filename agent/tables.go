@@ -136,9 +136,10 @@ func (t *tables) run(ctx context.Context) error {
 // watch marks tables dirty as the kernel reports changes, and hands the links
 // on whenever one of the underlay's or an address of it changes. A burst of
 // changes is listed once.
-func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Interface, mtu int)) error {
-	list := make(chan struct{}, 1)
+func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Interface, mtu int), underlay func([]desired.Underlay)) error {
+	list, listUnderlay := make(chan struct{}, 1), make(chan struct{}, 1)
 	kick(list)
+	kick(listUnderlay)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return t.applier.Watch(ctx, func(e routes.Event) {
@@ -149,12 +150,16 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 			case routes.Conf:
 				t.sysctls.Dirty()
 				return
+			case routes.Underlay:
+				kick(listUnderlay)
+				return
 			}
 			t.sysctls.Dirty()
 			if !strings.HasPrefix(e.Interface, t.opts.InterfacePrefix) {
 				t.tunnels.Dirty() // the device itself, or the interface below it
 				t.behindDirty()
 				kick(list)
+				kick(listUnderlay) // IPv4 routes go silently with their interface
 			}
 		})
 	})
@@ -163,6 +168,7 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 		ours := func(dev string) bool { return slices.Contains(t.devices, dev) }
 		return neigh.Watch(ctx, t.handle, ours, t.behindDirty)
 	})
+	g.Go(func() error { return t.followUnderlay(ctx, listUnderlay, underlay) })
 	g.Go(func() error {
 		for {
 			select {
@@ -179,6 +185,32 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 		}
 	})
 	return g.Wait()
+}
+
+// followUnderlay lists the routes of others whenever they may have changed, not more often than every 20 ms:
+// another routing daemon on this host may write thousands.
+func (t *tables) followUnderlay(ctx context.Context, changes <-chan struct{}, tell func([]desired.Underlay)) error {
+	var last []desired.Underlay
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changes:
+		}
+		found, err := t.applier.Underlay(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			t.opts.Log.Error("the routes of others cannot be listed", "err", err)
+		case err == nil && (last == nil || !slices.Equal(found, last)):
+			last = found
+			tell(found)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // behindDirty has the tables of who is behind the tunnels looked at.

@@ -112,6 +112,7 @@ type BGPRoute struct {
 	Originator  netip.Addr   `json:"originator"` // invalid when not reflected
 	Clusters    []netip.Addr `json:"clusters,omitempty"`
 	Best        bool         `json:"best"`
+	Multipath   bool         `json:"multipath,omitempty"` // as good as the best one, and used beside it
 	Stale       bool         `json:"stale,omitempty"`
 	Refused     bool         `json:"refused,omitempty"`
 }

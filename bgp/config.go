@@ -9,6 +9,7 @@ import (
 	"github.com/manekinet/maneki/bgp/filter"
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/session"
+	"github.com/manekinet/maneki/desired"
 )
 
 // Config is the whole wanted state of the speaker; see Speaker.Set.
@@ -22,6 +23,9 @@ type Config struct {
 	// PassOn limits which learnt routes are passed on: to those that lie inside one of these prefixes. Nil
 	// means all.
 	PassOn []netip.Prefix
+	// Reach are the prefixes that some route of this host leads to. A path whose next hop lies in none of them is
+	// chosen only if there is no other (RFC 4271 §9.1.2). Nil means that every next hop can be reached.
+	Reach []netip.Prefix
 	// Filters are those that peers name. A name without a filter refuses everything.
 	Filters map[string]filter.Filter
 	// Links are the connected subnets with their interfaces, for filters that look at interfaces.
@@ -69,6 +73,9 @@ type Peer struct {
 	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
 	Client bool
 	BFD    BFD
+	// OnLink says that the peer is on a connected subnet. When that ends, because its interface went down for one,
+	// so does the session, at once.
+	OnLink bool
 	// Cluster says that the peer follows the same datastore. It learns there that the session is to end or
 	// to change, so that it is not told by a NOTIFICATION, which would make it drop our routes at once.
 	Cluster bool
@@ -107,8 +114,10 @@ type Announcement struct {
 
 // Path is a best path learnt from a peer. Comparable.
 type Path struct {
-	Prefix         netip.Prefix
-	NextHop, Peer  netip.Addr
+	Prefix        netip.Prefix
+	NextHop, Peer netip.Addr
+	// NextHops are those of all paths that are as good, NextHop among them; empty when there is only one.
+	NextHops       desired.AddrSet
 	PeerASN        uint32
 	LocalPref, MED uint32
 	ASPath         string // "64513 64514 {64515,64516}"

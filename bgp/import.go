@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"unique"
 
@@ -24,6 +25,17 @@ func (s *Speaker) barred(p *peer, prefix netip.Prefix, a message.Attrs) bool {
 	}
 	return !p.source.Internal && a.NeighborAS() != p.cfg.ASN // RFC 4271 §6.3: the peer must have put itself first
 }
+
+// reaches reports whether some route of this host leads to a next hop. A link-local one is where the session
+// is.
+func (s *Speaker) reaches(hop netip.Addr) bool {
+	if s.cfg.Reach == nil || hop.IsLinkLocalUnicast() {
+		return true
+	}
+	return slices.ContainsFunc(s.cfg.Reach, func(p netip.Prefix) bool { return p.Contains(hop) })
+}
+
+func sameReach(a, b []netip.Prefix) bool { return (a == nil) == (b == nil) && slices.Equal(a, b) }
 
 func (s *Speaker) badNextHop(prefix netip.Prefix, hop, local netip.Addr) bool {
 	if !hop.IsValid() || hop.Is4In6() || hop.Is4() != prefix.Addr().Is4() {
@@ -69,6 +81,7 @@ func zeroNet(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 0 }
 func (p *peer) admit(prefix netip.Prefix, raw rib.Attrs) rib.Path {
 	s := p.speaker
 	path := rib.Path{Source: p.source, Attrs: raw, Raw: raw, Barred: s.barred(p, prefix, raw.Value())}
+	path.Unreachable = !s.reaches(raw.Value().NextHop)
 	chain := s.chains[p.cfg.Filters]
 	external := !p.source.Internal && s.cfg.LocalPref != 0
 	if path.Barred || (chain == nil && !external) {

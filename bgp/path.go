@@ -5,6 +5,7 @@ import (
 
 	"github.com/manekinet/maneki/bgp/bfd"
 	"github.com/manekinet/maneki/bgp/bfd/monitor"
+	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/session"
 )
 
@@ -36,7 +37,7 @@ func (s *Speaker) pathChanged(c monitor.Change) {
 		return
 	}
 	if c.Failed() {
-		p.session.PathDown(c.Diag.String())
+		p.session.PathDown(message.BFDDown(c.Diag.String()))
 	}
 }
 

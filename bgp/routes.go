@@ -31,6 +31,7 @@ type Route struct {
 	Originator     netip.Addr // ORIGINATOR_ID, zero when absent
 	Clusters       []netip.Addr
 	Best           bool // of all paths to its destination
+	Multipath      bool // as good as the best one, and used beside it
 	Stale          bool // kept from before a restart or a change of the configuration
 	Refused        bool // by the checks of import or by a filter
 }
@@ -54,7 +55,9 @@ func (s *Speaker) Routes(view View, peer netip.Addr) ([]Route, error) {
 	case view == ViewReceived:
 		for prefix, path := range s.table.Of(p.source) {
 			best, ok := s.table.Best(prefix)
-			out = append(out, route(prefix, path, ok && best.Source == p.source))
+			r := route(prefix, path, ok && best.Source == p.source)
+			r.Multipath = !r.Best && !r.Refused && slices.Contains(s.table.Hops(prefix), r.NextHop)
+			out = append(out, r)
 		}
 	case p.feed != nil:
 		for prefix, sent := range p.feed.member.Announced() {

@@ -23,6 +23,7 @@ import (
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/rib"
 	"github.com/manekinet/maneki/bgp/session"
+	"github.com/manekinet/maneki/desired"
 )
 
 // Defaults of Options.
@@ -106,6 +107,7 @@ func (s *Speaker) Set(c Config) error {
 	}
 	c.Listen, c.Peers, c.Announce = slices.Clone(c.Listen), maps.Clone(c.Peers), maps.Clone(c.Announce)
 	c.PassOn, c.Filters, c.Links = slices.Clone(c.PassOn), maps.Clone(c.Filters), maps.Clone(c.Links)
+	c.Reach = slices.Clone(c.Reach)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
@@ -122,7 +124,7 @@ func (s *Speaker) Set(c Config) error {
 	s.setChains()
 	s.setAnnounce(old.Announce, c.Announce)
 	s.setPeers(c)
-	if old.cluster() != c.cluster() || old.LocalPref != c.LocalPref {
+	if old.cluster() != c.cluster() || old.LocalPref != c.LocalPref || !sameReach(old.Reach, c.Reach) {
 		s.recheck(slices.Collect(maps.Values(s.peers))...)
 	}
 	for _, p := range s.peers {
@@ -200,6 +202,7 @@ func (s *Speaker) Best() map[netip.Prefix]Path {
 		out[prefix] = Path{
 			Prefix: prefix, NextHop: a.NextHop, Peer: p.Source.Addr, PeerASN: p.Source.ASN,
 			LocalPref: a.LocalPref, MED: a.MED, ASPath: asPath, Stale: p.Stale,
+			NextHops: desired.NewAddrSet(s.table.Hops(prefix)...),
 		}
 	}
 	return out
@@ -368,6 +371,9 @@ func (s *Speaker) startPeer(p *peer) {
 func (p *peer) reconfigure(want Peer) {
 	if p.cfg == want {
 		return
+	}
+	if p.cfg.OnLink && !want.OnLink {
+		p.session.PathDown(message.LinkDown())
 	}
 	p.cfg = want
 	if p.source.Client != want.Client {

@@ -39,6 +39,8 @@ type Batch struct {
 	Links  []autodetect.Interface
 	MTU    int // of the underlay in bytes; 0 means unchanged
 	Learnt map[netip.Prefix]bgp.Path
+	// Underlay are the routes of others on this host; nil means unchanged.
+	Underlay []desired.Underlay
 }
 
 // LocalChange is a workload endpoint of this host that the agent itself has
@@ -89,6 +91,7 @@ type Core struct {
 	links      []autodetect.Interface
 	mtu        int
 	learnt     map[netip.Prefix]bgp.Path
+	underlay   []desired.Underlay
 }
 
 // New returns a core without inputs.
@@ -142,6 +145,9 @@ func (c *Core) Apply(b Batch) State {
 	if b.MTU != 0 {
 		c.mtu = b.MTU
 	}
+	if b.Underlay != nil {
+		c.underlay = b.Underlay
+	}
 	if b.Learnt != nil {
 		c.learnt = b.Learnt
 	}
@@ -159,7 +165,6 @@ func (c *Core) compute() State {
 	s := State{
 		Endpoints:  eps,
 		Sysctls:    sysctls(eps, c.nodes[c.opts.Node]),
-		Routes:     c.routes(eps, blocks, t, p),
 		Tunnels:    t.devices,
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
@@ -172,7 +177,7 @@ func (c *Core) compute() State {
 	if self := c.nodes[c.opts.Node]; self != nil {
 		s.Labels = self.Labels
 	}
-	c.speaker(&s, blocks, p)
+	s.Routes = c.routes(eps, blocks, t, c.speaker(&s, blocks, p), p)
 	s.Problems = p.sorted()
 	return s
 }

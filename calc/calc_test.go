@@ -38,6 +38,14 @@ type scenario struct {
 	Blocks     []block                      `json:"blocks"`
 	Links      []link                       `json:"links"`
 	Learnt     []learnt                     `json:"learnt"`
+	Underlay   []underlay                   `json:"underlay"` // routes of others
+}
+
+type underlay struct {
+	Dst    string `json:"dst"`
+	Via    string `json:"via"` // empty: the destinations are neighbours
+	Dev    string `json:"dev"`
+	Metric uint32 `json:"metric"`
 }
 
 type block struct {
@@ -61,6 +69,8 @@ type learnt struct {
 	Prefix  string `json:"prefix"`
 	NextHop string `json:"nextHop"`
 	Peer    string `json:"peer"`
+	// NextHops are those of several paths that are equally good.
+	NextHops []string `json:"nextHops"`
 }
 
 func TestGolden(t *testing.T) {
@@ -110,7 +120,7 @@ func orders(t *testing.T, s scenario, want string) {
 			core.Apply(calc.Batch{Events: events[:n]})
 			events = events[n:]
 		}
-		got := render(core.Apply(calc.Batch{Links: whole.Links, MTU: whole.MTU, Learnt: whole.Learnt}))
+		got := render(core.Apply(calc.Batch{Links: whole.Links, MTU: whole.MTU, Learnt: whole.Learnt, Underlay: whole.Underlay}))
 		if got != want {
 			t.Fatalf("another order gives\n%s\nwant\n%s", got, want)
 		}
@@ -154,8 +164,20 @@ func (s scenario) batch(t *testing.T) calc.Batch {
 	}
 	for _, l := range s.Learnt {
 		p := netip.MustParsePrefix(l.Prefix)
-		b.Learnt[p] = bgp.Path{Prefix: p, NextHop: netip.MustParseAddr(l.NextHop), Peer: netip.MustParseAddr(l.Peer)}
+		var hops []netip.Addr
+		for _, h := range l.NextHops {
+			hops = append(hops, netip.MustParseAddr(h))
+		}
+		b.Learnt[p] = bgp.Path{Prefix: p, NextHop: netip.MustParseAddr(l.NextHop), Peer: netip.MustParseAddr(l.Peer), NextHops: desired.NewAddrSet(hops...)}
 	}
+	for _, u := range s.Underlay {
+		hop := desired.NextHop{Dev: u.Dev}
+		if u.Via != "" {
+			hop.Gateway = netip.MustParseAddr(u.Via)
+		}
+		b.Underlay = append(b.Underlay, desired.Underlay{Dst: netip.MustParsePrefix(u.Dst), Priority: u.Metric, NextHops: desired.NewNextHops(hop)})
+	}
+	b.Underlay = desired.SortUnderlay(b.Underlay)
 	return b
 }
 

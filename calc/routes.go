@@ -1,8 +1,8 @@
 package calc
 
 import (
+	"maps"
 	"net/netip"
-	"strings"
 
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/desired"
@@ -14,15 +14,17 @@ import (
 //
 //	blackholes of own blocks < routes learnt by BGP
 //	  < other hosts' blocks by VXLAN, through the tunnel or on the same subnet
+//	  < static routes to BGP peers
 //	  < local workloads
 //
 // BGP has no say about destinations in VXLAN pools (spec/calico.md §6.3).
-func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, p *problems) desired.Routes {
+func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, statics desired.Routes, p *problems) desired.Routes {
 	out := desired.Routes{}
 	for _, class := range []func(desired.Routes){
 		func(rs desired.Routes) { blackholes(rs, blocks) },
-		func(rs desired.Routes) { c.learntRoutes(rs, blocks, p) },
+		func(rs desired.Routes) { c.learntRoutes(rs, blocks, c.resolver(statics), p) },
 		func(rs desired.Routes) { c.remoteRoutes(rs, t, p) },
+		func(rs desired.Routes) { maps.Copy(rs, statics) },
 		func(rs desired.Routes) { workloads(rs, eps) },
 	} {
 		class(out)
@@ -49,7 +51,7 @@ func workloads(rs desired.Routes, eps desired.Endpoints) {
 	}
 }
 
-func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problems) {
+func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, r *resolver, p *problems) {
 	for prefix, path := range c.learnt {
 		if c.computed(prefix) {
 			continue
@@ -58,17 +60,33 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, p *problem
 			p.add("BGP route %s from %s is not used: %s", prefix, path.Peer, why)
 			continue
 		}
-		dev := c.onLink(path)
-		if dev == "" {
-			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet", prefix, path.Peer, path.NextHop)
+		hops := r.ways(path)
+		if hops.Len() == 0 {
+			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet and no route leads to it", prefix, path.Peer, path.NextHop)
 			continue
 		}
 		key := desired.NewRouteKey(prefix)
 		if c.pool(prefix.Addr()) == nil {
 			key.Priority = outsidePriority
 		}
-		rs.Add(key, desired.Route{Gateway: path.NextHop, Dev: dev, Proto: desired.ProtoBGP})
+		rs.Add(key, desired.Route{Proto: desired.ProtoBGP}.Via(hops))
 	}
+}
+
+// ways are all gateways of a path and of those that are as good.
+func (r *resolver) ways(path bgp.Path) desired.NextHops {
+	var out []desired.NextHop
+	for _, hop := range pathHops(path) {
+		out = append(out, r.hops(hop)...)
+	}
+	return desired.NewNextHops(out...)
+}
+
+func pathHops(p bgp.Path) []netip.Addr {
+	if hops := p.NextHops.Addrs(); len(hops) > 0 {
+		return hops
+	}
+	return []netip.Addr{p.NextHop}
 }
 
 // computed reports whether routes to a destination are computed from the
@@ -100,21 +118,6 @@ func (c *Core) hijack(prefix netip.Prefix, blocks []netip.Prefix) string {
 			return ""
 		}
 		return "it lies inside this host's block " + b.String() + " and IPAM has not lent it to another host"
-	}
-	return ""
-}
-
-// onLink names the interface whose subnet holds the path's next hop.
-func (c *Core) onLink(path bgp.Path) string {
-	for _, l := range c.links {
-		if !l.Up || strings.HasPrefix(l.Name, c.opts.InterfacePrefix) {
-			continue
-		}
-		for _, a := range l.Addrs {
-			if a.Bits() < a.Addr().BitLen() && a.Contains(path.NextHop) && a.Addr() != path.NextHop {
-				return l.Name
-			}
-		}
 	}
 	return ""
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/desired"
 )
 
 // bgpPort is where BGP listens unless a BGPConfiguration says otherwise.
@@ -20,15 +21,17 @@ const ordinaryPref = 1<<31 - 1 - 1024
 
 // speaker computes what this host says by BGP and to whom (spec/calico.md §6.1).
 // A host without a Node object, or without an address on it, takes no part.
-// Peers that need a password are without it; secrets names them.
-func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
+// Peers that need a password are without it; secrets names them. The routes
+// returned are those to peers by their reachableBy.
+func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) desired.Routes {
+	statics := desired.Routes{}
 	self := c.nodes[c.opts.Node]
 	if self == nil || self.Spec.BGP == nil {
-		return
+		return statics
 	}
 	own := c.speakerAddrs(self, p)
 	if len(own) == 0 {
-		return
+		return statics
 	}
 	s.BGP = bgp.Config{
 		RouterID: routerID(own),
@@ -47,6 +50,7 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
 		s.BGP.Filters, s.BGP.Links = c.filters(names, p), c.connected()
 	}
 	for addr, w := range sessions {
+		w.OnLink = c.onLink(w.Addr) != ""
 		w.BFD = c.watch(w)
 		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
 			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
@@ -57,9 +61,22 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) {
 			s.Secrets[addr] = w.password
 		}
 		if w.gateway.IsValid() {
-			c.reachable(s.Routes, w, p)
+			c.reachable(statics, w, p)
 		}
 	}
+	s.BGP.Reach = c.reach(statics)
+	return statics
+}
+
+// ignoredInterfaces are those of this node's configuration, else of the
+// cluster's: names, with * for any characters.
+func (c *Core) ignoredInterfaces() []string {
+	for _, name := range []string{api.NodeConfigName(c.opts.Node), "default"} {
+		if cfg := c.bgpConfig[name]; cfg != nil && len(cfg.Spec.IgnoredInterfaces) > 0 {
+			return cfg.Spec.IgnoredInterfaces
+		}
+	}
+	return nil
 }
 
 // speakerAddrs are the node's BGP addresses by family, at most one of each.

@@ -110,7 +110,7 @@ func (c *Core) passOn() []netip.Prefix {
 // reachable adds the static route to a peer's address that reachableBy asks
 // for. The host's own connected routes are preferred to it.
 func (c *Core) reachable(rs desired.Routes, w wanted, p *problems) {
-	dev := c.onLink(bgp.Path{NextHop: w.gateway})
+	dev := c.onLink(w.gateway)
 	if dev == "" {
 		p.add("BGPPeer(%s): reachableBy %s is on no connected subnet; no route to %s is made", w.Name, w.gateway, w.Addr)
 		return

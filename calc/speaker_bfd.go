@@ -42,7 +42,7 @@ func (c *Core) watch(w wanted) bgp.BFD {
 	}
 	multihop := b.Multihop == "yes"
 	if b.Multihop == "auto" {
-		multihop = c.onLink(bgp.Path{NextHop: w.Addr}) == ""
+		multihop = !w.OnLink
 	}
 	return bgp.BFD{Interval: b.Interval, Multiplier: b.Multiplier, Multihop: multihop}
 }

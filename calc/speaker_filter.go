@@ -134,7 +134,7 @@ func numbers(in []api.ASNumber) []uint32 {
 func (c *Core) connected() map[netip.Prefix]string {
 	out := map[netip.Prefix]string{}
 	for _, l := range c.links {
-		if !l.Up || strings.HasPrefix(l.Name, c.opts.InterfacePrefix) {
+		if !l.Up || !c.underlayLink(l.Name) {
 			continue
 		}
 		for _, a := range l.Addrs {

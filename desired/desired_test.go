@@ -64,7 +64,20 @@ func TestValidate(t *testing.T) {
 		{"no protocol", key, func(r *desired.Route) { r.Proto = 0 }, "protocol 0"},
 		{"no device", key, func(r *desired.Route) { r.Dev = "" }, "interface is missing"},
 		{"mtu", key, func(r *desired.Route) { r.MTU = -1 }, "mtu -1"},
-		{"gateway family", key, func(r *desired.Route) { r.Gateway = addr("fd00::1") }, "gateway fd00::1"},
+		{"gateway family", desired.NewRouteKey(prefix("fd00::/64")), func(*desired.Route) {}, "gateway 10.1.0.1"},
+		{"IPv6 gateway of an IPv4 destination", key, func(r *desired.Route) { r.Gateway = addr("fe80::1") }, ""},
+		{"gateway with a zone", key, func(r *desired.Route) { r.Gateway = addr("fe80::1%eth0") }, "zone"},
+		{"multipath", key, func(r *desired.Route) { *r = r.Via(twoHops()) }, ""},
+		{"multipath and gateway", key, func(r *desired.Route) { r.NextHops = twoHops() }, "beside next hops"},
+		{"multipath of one", key, func(r *desired.Route) {
+			*r = desired.Route{Proto: 81, NextHops: desired.NewNextHops(twoHops().List()[0])}
+		}, "1 next hops"},
+		{"multipath without interface", key, func(r *desired.Route) {
+			*r = desired.Route{Proto: 81, NextHops: desired.NewNextHops(twoHops().List()[0], desired.NextHop{Gateway: addr("10.3.0.1")})}
+		}, "interface is missing"},
+		{"multipath without gateway", key, func(r *desired.Route) {
+			*r = desired.Route{Proto: 81, NextHops: desired.NewNextHops(twoHops().List()[0], desired.NextHop{Dev: "eth1"})}
+		}, "without a gateway"},
 		{"source family", key, func(r *desired.Route) { r.Src = addr("fd00::1") }, "source fd00::1"},
 		{"onlink alone", key, func(r *desired.Route) { r.Gateway, r.Onlink = netip.Addr{}, true }, "onlink"},
 	}
@@ -77,6 +90,36 @@ func TestValidate(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+func twoHops() desired.NextHops {
+	return desired.NewNextHops(desired.NextHop{Gateway: addr("10.2.0.1"), Dev: "eth1"}, desired.NextHop{Gateway: addr("10.1.0.1"), Dev: "eth0"},
+		desired.NextHop{Gateway: addr("10.2.0.1"), Dev: "eth1"})
+}
+
+func TestNextHops(t *testing.T) {
+	s := twoHops()
+	if s != desired.NewNextHops(s.List()...) || s.Len() != 2 || s.String() != "nexthop via 10.1.0.1 dev eth0 weight 1 nexthop via 10.2.0.1 dev eth1 weight 1" {
+		t.Errorf("%s", s)
+	}
+	one := desired.NewNextHops(desired.NextHop{Gateway: addr("fe80::1%eth0"), Dev: "eth0", Onlink: true})
+	r := desired.Route{Proto: 81, LinkScope: true}.Via(one).Normal(prefix("10.0.0.0/8"))
+	if want := (desired.Route{Proto: 81, Gateway: addr("fe80::1"), Dev: "eth0", Onlink: true}); r != want {
+		t.Errorf("one hop gives %+v", r)
+	}
+	if got, want := r.Line(desired.NewRouteKey(prefix("10.0.0.0/8"))), "10.0.0.0/8 via inet6 fe80::1 dev eth0 proto 81 onlink"; got != want {
+		t.Errorf("got %q", got)
+	}
+	r = desired.Route{Proto: 81}.Via(s)
+	if got, want := r.Line(desired.NewRouteKey(prefix("10.0.0.0/8"))), "10.0.0.0/8 proto 81 "+s.String(); got != want {
+		t.Errorf("got %q", got)
+	}
+	if hops := r.Hops(); len(hops) != 2 || hops[0].Dev != "eth0" || (desired.Route{Type: desired.Blackhole}).Hops() != nil {
+		t.Errorf("hops %v", hops)
+	}
+	if (desired.NextHops{}) != desired.NewNextHops() {
+		t.Error("the zero value is not the empty set")
 	}
 }
 

@@ -36,8 +36,8 @@ const (
 	// Blackhole discards silently. It keeps packets for free addresses of an own block from leaving by the
 	// default route.
 	Blackhole
-	// Other is never wanted. It stands for a kernel route of ours in a shape that we do not write (multipath,
-	// unreachable, two routes under one key), which therefore differs from everything that is wanted.
+	// Other is never wanted. It stands for a kernel route of ours in a shape that we do not write (unreachable,
+	// weighted next hops, two routes under one key), which therefore differs from everything that is wanted.
 	Other
 )
 
@@ -117,13 +117,14 @@ func (k RouteKey) String() string {
 // Route is what the kernel does for the destination of a RouteKey. The zero value of a field means "not set".
 type Route struct {
 	Type      RouteType
-	Gateway   netip.Addr // next hop; invalid when the destination is on the link itself
+	Gateway   netip.Addr // next hop; invalid when the destination is on the link itself. IPv6 for an IPv4 destination is RFC 8950's
 	Dev       string     // interface name; empty for Blackhole
 	Onlink    bool       // the gateway is on Dev although no connected route says so
 	LinkScope bool       // scope link: an IPv4 route without a gateway. IPv6 has no scopes
 	Proto     int        // ProtoEndpoint, ProtoComputed or ProtoBGP
 	MTU       int        // bytes; 0 is that of Dev
 	Src       netip.Addr // preferred source address of packets from this host
+	NextHops  NextHops   // two or more of equal weight (multipath); Gateway, Dev and Onlink are then not set
 }
 
 // Normal is the route as the kernel shows it for a destination: no device on a blackhole, no scope in IPv6, and scope
@@ -133,7 +134,11 @@ func (r Route) Normal(dst netip.Prefix) Route {
 	if r.Type != Unicast {
 		return Route{Type: r.Type, Proto: r.Proto}
 	}
-	r.LinkScope = dst.Addr().Unmap().Is4() && !r.Gateway.IsValid()
+	if r.NextHops != (NextHops{}) {
+		r = r.Via(r.NextHops)
+	}
+	r.Gateway = r.Gateway.WithZone("")
+	r.LinkScope = dst.Addr().Unmap().Is4() && !r.Gateway.IsValid() && r.NextHops == NextHops{}
 	return r
 }
 
@@ -150,18 +155,14 @@ func (r Route) Validate(k RouteKey) error {
 		return fmt.Errorf("route %s: protocol %d: must be 1 to 255", k, r.Proto)
 	case r.Type == Blackhole:
 		return nil
-	case r.Dev == "":
-		return fmt.Errorf("route %s: interface is missing", k)
 	case r.MTU < 0:
 		return fmt.Errorf("route %s: mtu %d: must not be negative", k, r.MTU)
-	case r.Gateway.IsValid() && r.Gateway.Unmap().Is4() != k.Dst.Addr().Is4():
-		return fmt.Errorf("route %s: gateway %s is of the other family", k, r.Gateway)
 	case r.Src.IsValid() && r.Src.Unmap().Is4() != k.Dst.Addr().Is4():
 		return fmt.Errorf("route %s: source %s is of the other family", k, r.Src)
-	case r.Onlink && !r.Gateway.IsValid():
-		return fmt.Errorf("route %s: onlink without a gateway", k)
+	case r.NextHops != NextHops{}:
+		return r.validateHops(k)
 	}
-	return nil
+	return NextHop{Gateway: r.Gateway, Dev: r.Dev, Onlink: r.Onlink}.validate(k)
 }
 
 // String is the route without its destination, "via 172.18.0.3 dev eth0 proto 81".
@@ -170,9 +171,10 @@ func (r Route) String() string {
 	if r.Type != Unicast {
 		words = append(words, r.Type.String())
 	}
-	words = append(words, r.hop()...)
+	words = append(words, r.hop(false)...)
 	words = append(words, r.owner()...)
 	words = append(words, r.metrics()...)
+	words = append(words, r.NextHops.words(false)...)
 	return strings.Join(words, " ")
 }
 
@@ -182,6 +184,8 @@ func (r Route) String() string {
 //	blackhole 192.168.36.192/26 proto 80
 //	192.168.36.192 dev cali123 scope link
 //	fd00:10::40/122 via fd01::3 dev eth0 proto 81 metric 1024 pref medium
+//	10.0.0.0/26 via inet6 fe80::1 dev eth0 proto 81
+//	10.0.0.0/26 proto 81 nexthop via 10.1.0.1 dev eth0 weight 1 nexthop via 10.2.0.1 dev eth1 weight 1
 //
 // The last words are the kernel's own for every IPv6 route, as is the "dev lo" of an IPv6 blackhole.
 func (r Route) Line(k RouteKey) string {
@@ -194,7 +198,7 @@ func (r Route) Line(k RouteKey) string {
 	if r.Type == Blackhole && six {
 		words = append(words, "dev lo")
 	}
-	words = append(words, r.hop()...)
+	words = append(words, r.hop(!six)...)
 	if k.Table != TableMain {
 		words = append(words, "table", strconv.Itoa(k.Table))
 	}
@@ -206,19 +210,11 @@ func (r Route) Line(k RouteKey) string {
 	if six {
 		words = append(words, "pref medium")
 	}
+	words = append(words, r.NextHops.words(!six)...)
 	return strings.Join(words, " ")
 }
 
-func (r Route) hop() []string {
-	var words []string
-	if r.Gateway.IsValid() {
-		words = append(words, "via", r.Gateway.String())
-	}
-	if r.Dev != "" {
-		words = append(words, "dev", r.Dev)
-	}
-	return words
-}
+func (r Route) hop(v4 bool) []string { return NextHop{Gateway: r.Gateway, Dev: r.Dev}.words(v4) }
 
 func (r Route) owner() []string {
 	var words []string

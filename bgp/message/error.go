@@ -72,6 +72,11 @@ func BFDDown(reason string) *Error {
 	return &Error{Code: codeCease, Subcode: ceaseBFDDown, Text: "BFD: " + reason}
 }
 
+// LinkDown says that no interface leads to the peer any more.
+func LinkDown() *Error {
+	return &Error{Code: codeCease, Text: "no interface of this host is on the peer's subnet any more"}
+}
+
 // Rejected says that no further connection is taken from this peer now.
 func Rejected(why string) *Error {
 	return &Error{Code: codeCease, Subcode: ceaseRejected, Text: why}

@@ -6,6 +6,7 @@ package rib
 import (
 	"iter"
 	"net/netip"
+	"slices"
 	"unique"
 
 	"github.com/manekinet/maneki/bgp/message"
@@ -47,7 +48,9 @@ type Path struct {
 	Interface string
 	Stale     bool // kept while the peer restarts (RFC 4724)
 	Barred    bool // refused by import: remembered, never chosen
-	Demoted   bool // the last choice: the path to the peer has failed, and it may only be restarting
+	// Unreachable says that no route leads to the next hop: any path for which one does is preferred.
+	Unreachable bool
+	Demoted     bool // the last choice: the path to the peer has failed, and it may only be restarting
 }
 
 // Table holds the destinations.
@@ -55,7 +58,8 @@ type Table struct{ dests map[netip.Prefix]*dest }
 
 type dest struct {
 	paths []Path
-	best  int // index in paths, -1 if none is usable
+	best  int          // index in paths, -1 if none is usable
+	hops  []netip.Addr // of all paths that are as good, if they are several
 }
 
 // New returns an empty table.
@@ -71,6 +75,15 @@ func (t *Table) Best(p netip.Prefix) (Path, bool) {
 		return Path{}, false
 	}
 	return d.paths[d.best], true
+}
+
+// Hops returns the next hops of all paths to p that are as good as the best one, in order; nil unless they
+// are at least two. They must not be written to.
+func (t *Table) Hops(p netip.Prefix) []netip.Addr {
+	if d := t.dests[p]; d != nil {
+		return d.hops
+	}
+	return nil
 }
 
 // All yields every destination that has a best path, in no particular order.
@@ -95,7 +108,8 @@ func (t *Table) Of(src *Source) iter.Seq2[netip.Prefix, Path] {
 	}
 }
 
-// Put adds or replaces the path of path.Source to p and reports whether the best path to p changed.
+// Put adds or replaces the path of path.Source to p and reports whether the best path to p, or a path that is
+// as good, changed.
 func (t *Table) Put(p netip.Prefix, path Path) bool {
 	d := t.dests[p]
 	if d == nil {
@@ -113,7 +127,7 @@ func (t *Table) Put(p netip.Prefix, path Path) bool {
 	return d.choose(old, had)
 }
 
-// Drop removes the path of src to p and reports whether the best path to p changed.
+// Drop removes the path of src to p and reports what Put does.
 func (t *Table) Drop(p netip.Prefix, src *Source) bool {
 	d := t.dests[p]
 	if d == nil {
@@ -222,9 +236,10 @@ func (d *dest) current() (Path, bool) {
 }
 
 func (d *dest) choose(old Path, had bool) bool {
-	d.best = best(d.paths)
+	before := d.hops
+	d.best, d.hops = best(d.paths)
 	now, has := d.current()
-	return had != has || old != now
+	return had != has || old != now || !slices.Equal(before, d.hops)
 }
 
 func (p Path) count(n int) {

@@ -56,13 +56,16 @@ func TestBest(t *testing.T) {
 			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.1"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
 			{Source: &Source{Addr: netip.MustParseAddr("10.0.0.2"), ID: netip.MustParseAddr("1.0.0.1")}, Attrs: attrs(nil)},
 		}},
+		{"reachable next hop", []Path{{Source: src(9, true), Attrs: attrs(nil)}, {Source: src(1, false), Attrs: attrs(func(a *message.Attrs) { a.LocalPref = 900 }), Unreachable: true}}},
+		{"demoted", []Path{{Source: src(9, true), Attrs: attrs(nil)}, {Source: src(1, false), Attrs: attrs(func(a *message.Attrs) { a.LocalPref = 900 }), Demoted: true}}},
 		{"barred is never chosen", []Path{{Source: src(9, true), Attrs: attrs(nil)}, {Source: src(1, false), Attrs: attrs(func(a *message.Attrs) { a.LocalPref = 900 }), Barred: true}}},
 		// RFC 4451 §3.2.2: compared in pairs, MED makes a cycle of these three.
 		{"MED cycle", []Path{{Source: src(2, false), Attrs: med(7, 1)}, {Source: src(1, false), Attrs: med(7, 2)}, {Source: src(3, false), Attrs: med(8, 0)}}},
 	} {
 		for turn := range len(c.paths) { // the order of arrival must not matter
 			in := append(append([]Path{}, c.paths[turn:]...), c.paths[:turn]...)
-			if got := in[best(in)]; got != c.paths[0] {
+			won, _ := best(in)
+			if got := in[won]; got != c.paths[0] {
 				t.Errorf("%s, order %d: %v won", c.name, turn, got.Source)
 			}
 		}
@@ -150,7 +153,7 @@ func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map
 		}
 		got, ok := tab.Best(p)
 		if i := -1; len(list) > 0 {
-			if i = best(list); ok != (i >= 0) || (ok && got != list[i]) {
+			if i, _ = best(list); ok != (i >= 0) || (ok && got != list[i]) {
 				t.Fatalf("%s: best %v %v, want index %d of %v", p, got, ok, i, list)
 			}
 		} else if ok {
@@ -164,5 +167,55 @@ func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map
 		if got := (counts{s.Received(), s.Accepted(), s.Stale()}); got != want[s] {
 			t.Fatalf("counters of %s: %+v, want %+v", s.Addr, got, want[s])
 		}
+	}
+}
+
+// TestHops: what is as good as the best path is used beside it.
+func TestHops(t *testing.T) {
+	via := func(hop string, change func(*message.Attrs)) Attrs {
+		return attrs(func(a *message.Attrs) {
+			a.NextHop = netip.MustParseAddr(hop)
+			if change != nil {
+				change(a)
+			}
+		})
+	}
+	as := func(n uint32, med uint32) func(*message.Attrs) {
+		return func(a *message.Attrs) { *a = a.Prepend(n); a.MED, a.HasMED = med, true }
+	}
+	var many []Path
+	for i := range byte(20) {
+		many = append(many, Path{Source: src(100-i, true), Attrs: via(fmt.Sprintf("10.8.0.%d", 100-i), nil)})
+	}
+	for _, c := range []struct {
+		name  string
+		paths []Path
+		want  string
+	}{
+		{"two", []Path{{Source: src(1, true), Attrs: via("10.0.0.9", nil)}, {Source: src(2, true), Attrs: via("10.0.0.8", nil)}}, "[10.0.0.8 10.0.0.9]"},
+		{"the same hop by two reflectors", []Path{{Source: src(1, true), Attrs: via("10.0.0.9", nil)}, {Source: src(2, true), Attrs: via("10.0.0.9", nil)}}, "[]"},
+		{"another neighbour AS", []Path{{Source: src(1, false), Attrs: via("10.0.0.1", as(7, 5))}, {Source: src(2, false), Attrs: via("10.0.0.2", as(8, 6))}}, "[10.0.0.1 10.0.0.2]"},
+		{"higher MED of one AS", []Path{{Source: src(1, false), Attrs: via("10.0.0.1", as(7, 5))}, {Source: src(2, false), Attrs: via("10.0.0.2", as(7, 6))}}, "[]"},
+		{"internal beside external", []Path{{Source: src(1, false), Attrs: via("10.0.0.1", nil)}, {Source: src(2, true), Attrs: via("10.0.0.2", nil)}}, "[]"},
+		{"demoted beside good", []Path{{Source: src(1, true), Attrs: via("10.0.0.1", nil), Demoted: true}, {Source: src(2, true), Attrs: via("10.0.0.2", nil)}}, "[]"},
+		{"barred", []Path{{Source: src(1, true), Attrs: via("10.0.0.1", nil), Barred: true}, {Source: src(2, true), Attrs: via("10.0.0.2", nil)}}, "[]"},
+		{"own beside learnt", []Path{{Source: &Source{Local: true}, Attrs: via("10.0.0.1", nil)}, {Source: src(2, true), Attrs: via("10.0.0.2", nil)}}, "[]"},
+		{"lower preference", []Path{{Source: src(1, true), Attrs: via("10.0.0.1", func(a *message.Attrs) { a.LocalPref = 99 })}, {Source: src(2, true), Attrs: via("10.0.0.2", nil)}}, "[]"},
+		{"too many", many, "[10.8.0.81 10.8.0.82 10.8.0.83 10.8.0.84 10.8.0.85 10.8.0.86 10.8.0.87 10.8.0.88 10.8.0.89 10.8.0.90 10.8.0.91 10.8.0.92 10.8.0.93 10.8.0.94 10.8.0.95 10.8.0.96]"},
+	} {
+		p := netip.MustParsePrefix("10.65.0.0/26")
+		tb := New()
+		for _, path := range c.paths {
+			tb.Put(p, path)
+		}
+		if got := fmt.Sprint(tb.Hops(p)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	// A path that becomes as good, and one that ceases to be, is a change.
+	p, tb := netip.MustParsePrefix("10.65.0.0/26"), New()
+	one, other := src(1, true), src(2, true)
+	if !tb.Put(p, Path{Source: one, Attrs: via("10.0.0.1", nil)}) || !tb.Put(p, Path{Source: other, Attrs: via("10.0.0.2", nil)}) || !tb.Drop(p, other) {
+		t.Error("a change of the next hops is not told")
 	}
 }

@@ -54,7 +54,7 @@ const (
 	evWake
 	evFlush
 	evKeepalive
-	evPathDown   // PathDown was called: text
+	evPathDown   // PathDown was called: fault
 	evReaderDone // the established connection ended
 )
 
@@ -66,7 +66,6 @@ type event struct {
 	msg   message.Type
 	body  []byte
 	err   error
-	text  string
 	dial  uint64 // number of the dial of an evDialed
 }
 
@@ -149,7 +148,7 @@ func (f *fsm) next() event {
 		case c := <-f.s.incoming:
 			return event{kind: evIncoming, net: c}
 		case why := <-f.s.path:
-			return event{kind: evPathDown, text: why}
+			return event{kind: evPathDown, fault: why}
 		case ev := <-f.events:
 			switch {
 			case ev.kind == evDialed && ev.dial != f.dials:

@@ -131,7 +131,7 @@ type Session struct {
 	opt      Options
 	incoming chan net.Conn
 	stop     chan *message.Error
-	path     chan string // the path to the peer has failed, and how that is known
+	path     chan *message.Error // the path to the peer has failed
 	in, out  atomic.Uint64
 
 	handshakes atomic.Int32
@@ -149,7 +149,7 @@ func New(opt Options) *Session {
 		opt: opt, cfg: opt.Config,
 		incoming: make(chan net.Conn, 1),
 		stop:     make(chan *message.Error, 1),
-		path:     make(chan string, 1),
+		path:     make(chan *message.Error, 1),
 		status:   Status{State: "Idle", Since: time.Now()},
 	}
 }
@@ -189,13 +189,12 @@ func (s *Session) Accept(c net.Conn) {
 // Handshakes is how many connections are not yet established; at most three per session.
 func (s *Session) Handshakes() int { return int(s.handshakes.Load()) }
 
-// PathDown ends the established session, if there is one, because the path to the peer has failed; reason is
-// in words. Between two ends that speak graceful restart it ends without a NOTIFICATION and the routes are
+// PathDown ends the established session, if there is one, because the path to the peer has failed. Between two ends that speak graceful restart it ends without a NOTIFICATION and the routes are
 // kept as the last choice: BFD of ours shares the fate of the process, so that the peer may only be
 // restarting (RFC 5882 §4.3.2). It does not wait.
-func (s *Session) PathDown(reason string) {
+func (s *Session) PathDown(why *message.Error) {
 	select {
-	case s.path <- reason:
+	case s.path <- why:
 	default:
 	}
 }

@@ -44,7 +44,7 @@ func (st established) run(f *fsm) (state, string) {
 		case evReaderDone:
 			return f.lost(c.err, began)
 		case evPathDown:
-			return f.pathDown(ev.text, began)
+			return f.pathDown(ev.fault, began)
 		default:
 			if f.newcomer(ev, c) {
 				return openconfirm{}, "peer restarted"
@@ -148,9 +148,8 @@ func (f *fsm) lost(err error, began time.Time) (state, string) {
 	return connect{}, "session lost"
 }
 
-// pathDown ends the session because BFD says that the path has failed.
-func (f *fsm) pathDown(reason string, began time.Time) (state, string) {
-	why := message.BFDDown(reason)
+// pathDown ends the session because the path has failed.
+func (f *fsm) pathDown(why *message.Error, began time.Time) (state, string) {
 	f.note(why)
 	f.s.opt.Log.Warn("bgp session lost", "peer", f.s.opt.Config.Remote.Addr(), "reason", why.Text, "after", time.Since(began).Round(time.Millisecond))
 	if f.grace > 0 {

@@ -79,7 +79,7 @@ func (a *Applier) heldValue(k desired.RouteKey) desired.Route {
 	if len(rs) != 1 {
 		return desired.Route{Type: desired.Other, Proto: int(rs[0].Protocol)}
 	}
-	return valueOf(rs[0], a.links.name(rs[0].LinkIndex))
+	return valueOf(rs[0], a.links.hops(rs[0]))
 }
 
 // scan is one listing in progress.

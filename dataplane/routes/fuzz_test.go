@@ -39,6 +39,8 @@ func FuzzInterpret(f *testing.F) {
 		nl.NewRtAttr(unix.RTA_GATEWAY, []byte{10, 1, 0, 1}), number(unix.RTA_OIF, 2), number(unix.RTA_TABLE, 254), metrics))
 	f.Add(uint16(unix.RTM_DELROUTE), routeMessage(unix.AF_INET6, 128, nl.NewRtAttr(unix.RTA_DST, make([]byte, 16)), number(unix.RTA_PRIORITY, 1024)))
 	f.Add(uint16(unix.RTM_NEWROUTE), routeMessage(unix.AF_INET, 0, nl.NewRtAttr(unix.RTA_MULTIPATH, []byte{8, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0})))
+	f.Add(uint16(unix.RTM_NEWROUTE), routeMessage(unix.AF_INET, 0, nl.NewRtAttr(unix.RTA_VIA, append([]byte{10, 0}, make([]byte, 16)...))))
+	f.Add(uint16(unix.RTM_NEWROUTE), routeMessage(unix.AF_INET, 0, nl.NewRtAttr(unix.RTA_MULTIPATH, []byte{16, 0, 0, 0, 2, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1, 8, 0, 0, 0, 3, 0, 0, 0})))
 	f.Add(uint16(unix.RTM_NEWLINK), message(nl.NewIfInfomsg(0).Serialize(), nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("cali1"))))
 	f.Add(uint16(unix.RTM_DELADDR), message(nl.NewIfAddrmsg(unix.AF_INET).Serialize(), nl.NewRtAttr(unix.IFA_LOCAL, []byte{10, 1, 0, 9})))
 	f.Add(uint16(unix.RTM_NEWNETCONF), message([]byte{2, 0, 0, 0}, number(confIfindex, 1<<32-1)))
@@ -62,7 +64,7 @@ func fuzzApplier() *Applier {
 	k := desired.NewRouteKey(netip.MustParsePrefix("10.0.0.64/26"))
 	r := kernelRoute(k, desired.Route{
 		Gateway: netip.MustParseAddr("10.1.0.1"), Src: netip.MustParseAddr("10.1.0.9"), Dev: "eth0", Proto: 80,
-	}, 2)
+	}, map[string]int{"eth0": 2})
 	a.held = map[desired.RouteKey][]netlink.Route{k: {*r}}
 	return a
 }

@@ -91,15 +91,22 @@ func parseRouteAttr(r *netlink.Route, kind uint16, value []byte) error {
 	case unix.RTA_METRICS:
 		return parseMetrics(r, value)
 	case unix.RTA_MULTIPATH:
-		// Enough to be of type Other; the listing that follows reads the rest.
 		r.MultiPath = []*netlink.NexthopInfo{}
 		return parseNextHops(r, value)
 	case unix.RTA_ENCAP:
 		r.Encap = &netlink.MPLSEncap{}
 	case unix.RTA_VIA:
-		r.Via = &netlink.Via{}
+		r.Via = parseVia(value)
 	}
 	return nil
+}
+
+// parseVia reads a gateway of another family (struct rtvia: the family, then the address).
+func parseVia(value []byte) *netlink.Via {
+	if len(value) < 2 {
+		return &netlink.Via{}
+	}
+	return &netlink.Via{AddrFamily: int(nl.NativeEndian().Uint16(value)), Addr: value[2:]}
 }
 
 func parseMetrics(r *netlink.Route, value []byte) error {
@@ -125,7 +132,24 @@ func parseNextHops(r *netlink.Route, value []byte) error {
 		if size < unix.SizeofRtNexthop || size > len(value) {
 			return fmt.Errorf("route message: next hop of %d bytes in %d", size, len(value))
 		}
-		r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: int(hop.Ifindex)})
+		info := &netlink.NexthopInfo{LinkIndex: int(hop.Ifindex), Hops: int(hop.Hops), Flags: int(hop.Flags)}
+		attrs, err := attributes(value[unix.SizeofRtNexthop:min(int(hop.RtNexthop.Len), size)])
+		if err != nil {
+			return fmt.Errorf("route message: next hop: %w", err)
+		}
+		for _, attr := range attrs {
+			switch attr.kind {
+			case unix.RTA_GATEWAY:
+				info.Gw = attr.value
+			case unix.RTA_VIA:
+				info.Via = parseVia(attr.value)
+			case unix.RTA_ENCAP:
+				info.Encap = &netlink.MPLSEncap{}
+			case unix.RTA_NEWDST:
+				info.NewDst = &netlink.MPLSDestination{}
+			}
+		}
+		r.MultiPath = append(r.MultiPath, info)
 		value = value[size:]
 	}
 	return nil

@@ -74,7 +74,9 @@ func ipRoute(ns *nstest.NS) []string {
 	var lines []string
 	for _, family := range []string{"-4", "-6"} {
 		for _, l := range strings.Split(ns.Command("ip", family, "route", "show", "table", "main"), "\n") {
-			if l = strings.TrimSpace(l); l != "" && !strings.Contains(l, "proto kernel") {
+			if l = strings.TrimSpace(l); strings.HasPrefix(l, "nexthop") {
+				lines[len(lines)-1] += " " + l // of the multipath route above
+			} else if l != "" && !strings.Contains(l, "proto kernel") {
 				lines = append(lines, l)
 			}
 		}
@@ -87,6 +89,19 @@ func sortedLines(rs desired.Routes) []string {
 	lines := strings.Split(strings.TrimSpace(rs.String()), "\n")
 	slices.Sort(lines)
 	return lines
+}
+
+// two is next hops on eth0; a link-local one of them is on caliA, so that there are two interfaces.
+func two(gateways ...string) desired.NextHops {
+	var hops []desired.NextHop
+	for _, g := range gateways {
+		h := desired.NextHop{Gateway: addr(g), Dev: "eth0"}
+		if h.Gateway.IsLinkLocalUnicast() {
+			h.Dev = "caliA"
+		}
+		hops = append(hops, h)
+	}
+	return desired.NewNextHops(hops...)
 }
 
 // TestPutDumpAndPrint: what is put is what Dump finds, and desired prints it as ip-route(8) does.
@@ -108,9 +123,13 @@ func TestPutDumpAndPrint(t *testing.T) {
 	add("fd10::81/128", desired.Route{Dev: "caliA", Proto: desired.ProtoEndpoint})
 	add("fd10::c0/122", desired.Route{Gateway: addr("fe80::9"), Dev: "eth0", Onlink: true, MTU: 1430, Proto: desired.ProtoComputed})
 	add("fd11::/64", desired.Route{Gateway: addr("fd00::3"), Dev: "eth0", Src: addr("fd00::1"), Proto: desired.ProtoBGP})
+	add("10.64.0.0/26", desired.Route{Gateway: addr("fe80::9"), Dev: "eth0", Proto: desired.ProtoBGP})
+	add("10.64.1.0/26", desired.Route{Proto: desired.ProtoBGP, MTU: 1400}.Via(two("10.0.0.2", "10.0.0.3")))
+	add("10.64.2.0/26", desired.Route{Proto: desired.ProtoBGP}.Via(two("fe80::8", "10.0.0.3")))
+	add("fd12::/64", desired.Route{Proto: desired.ProtoBGP}.Via(two("fd00::2", "fd00::3")))
 	add("::/0", desired.Route{Gateway: addr("fd00::fe"), Dev: "eth0", Proto: desired.ProtoBGP})
 
-	if d := cmp.Diff(want, dump(t, a), cmp.Comparer(func(x, y netip.Addr) bool { return x == y }),
+	if d := cmp.Diff(want, dump(t, a), cmp.Comparer(func(x, y netip.Addr) bool { return x == y }), cmp.Comparer(func(x, y desired.NextHops) bool { return x == y }),
 		cmp.Comparer(func(x, y desired.RouteKey) bool { return x == y })); d != "" {
 		t.Errorf("dump (-want +got):\n%s", d)
 	}
@@ -139,6 +158,10 @@ func TestReplaceEveryShapeByEveryOther(t *testing.T) {
 			{Gateway: addr("10.0.0.3"), Dev: "eth0", Proto: 81},
 			{Gateway: addr("10.0.0.3"), Dev: "eth0", Proto: 80, MTU: 1400},
 			{Gateway: addr("10.9.9.9"), Dev: "eth0", Proto: 80, Onlink: true},
+			{Gateway: addr("fe80::9"), Dev: "eth0", Proto: 81},
+			desired.Route{Proto: 81}.Via(two("10.0.0.2", "10.0.0.3")),
+			desired.Route{Proto: 81}.Via(two("10.0.0.3", "10.0.0.4", "10.0.0.5")),
+			desired.Route{Proto: 81}.Via(two("10.0.0.2", "fe80::9")),
 			{Type: desired.Blackhole, Proto: 80},
 		},
 		"fd10::1/128": {
@@ -148,6 +171,9 @@ func TestReplaceEveryShapeByEveryOther(t *testing.T) {
 			{Gateway: addr("fd00::3"), Dev: "eth0", Proto: 81},
 			{Gateway: addr("fd00::3"), Dev: "eth0", Proto: 80, MTU: 1400},
 			{Gateway: addr("fe80::9"), Dev: "eth0", Proto: 80, Onlink: true},
+			desired.Route{Proto: 81}.Via(two("fd00::2", "fd00::3")),
+			desired.Route{Proto: 81}.Via(two("fd00::3", "fd00::4", "fd00::5")),
+			desired.Route{Proto: 81}.Via(two("fd00::2", "fe80::9")),
 			{Type: desired.Blackhole, Proto: 80},
 		},
 	}
@@ -238,7 +264,7 @@ func TestOwnership(t *testing.T) {
 				switch {
 				case !ok:
 					t.Errorf("dump does not have %s", r)
-				case strings.Contains(r, "unreachable") || strings.Contains(r, "nexthop"):
+				case strings.Contains(r, "unreachable"):
 					if v.Type != desired.Other {
 						t.Errorf("%s is %v, want type other", r, v)
 					}
@@ -330,8 +356,8 @@ func TestSecondRouteUnderOneKey(t *testing.T) {
 	ours6 := desired.Route{Gateway: addr("fd00::2"), Dev: "eth0", Proto: 81}
 	put(t, a, "fd10::/64", ours6)
 	ns.Command("ip", "-6", "route", "append", "fd10::/64", "via", "fd00::3", "proto", "81", "metric", "1024")
-	if got := dump(t, a)[key("fd10::/64")]; got.Type != desired.Other {
-		t.Errorf("dump has %v, want other", got)
+	if got, want := dump(t, a)[key("fd10::/64")], (desired.Route{Proto: 81}.Via(two("fd00::2", "fd00::3"))); got != want {
+		t.Errorf("dump has %v, want %v", got, want)
 	}
 	put(t, a, "fd10::/64", ours6)
 	if got := ns.Command("ip", "-6", "route", "show", "fd10::/64"); strings.TrimSpace(got) != "via fd00::2 dev eth0 proto 81 metric 1024 pref medium" &&
@@ -538,7 +564,11 @@ func drawRoute(t *rapid.T) (desired.RouteKey, desired.Route) {
 		Priority: rapid.SampledFrom([]uint32{0, 1, 512, 1024}).Draw(t, "priority"),
 	}
 	r := desired.Route{Proto: rapid.SampledFrom([]int{80, 81}).Draw(t, "proto")}
-	switch rapid.IntRange(0, 3).Draw(t, "shape") {
+	switch rapid.IntRange(0, 5).Draw(t, "shape") {
+	case 4:
+		r = r.Via(two(pick("10.0.0.2", "fd00::2").String(), pick("10.0.0.3", "fd00::3").String()))
+	case 5:
+		r = r.Via(two(pick("10.0.0.2", "fd00::2").String(), "fe80::5"))
 	case 0:
 		r.Type = desired.Blackhole
 		return k, r

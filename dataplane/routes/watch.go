@@ -22,6 +22,8 @@ const (
 	// Route: our routes are no longer what they were, or what could not be put may succeed now. Call Dirty of their
 	// table.
 	Route Kind = iota + 1
+	// Underlay: a route of somebody else came or went that Underlay may list.
+	Underlay
 	// Link: an interface appeared, changed or went.
 	Link
 	// Addr: an address appeared or went.
@@ -36,6 +38,8 @@ func (k Kind) String() string {
 	switch k {
 	case Route:
 		return "route"
+	case Underlay:
+		return "underlay"
 	case Link:
 		return "link"
 	case Addr:
@@ -101,7 +105,7 @@ func (a *Applier) Watch(ctx context.Context, changed func(Event)) error {
 }
 
 func everything(changed func(Event)) {
-	for _, k := range []Kind{Link, Addr, Conf, Route} {
+	for _, k := range []Kind{Underlay, Link, Addr, Conf, Route} {
 		changed(Event{Kind: k})
 	}
 }
@@ -136,9 +140,14 @@ func (a *Applier) interpret(m syscall.NetlinkMessage) []Event {
 	defer a.mu.Unlock()
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		var events []Event
 		if a.routeMatters(m.Data, m.Header.Type == unix.RTM_DELROUTE) {
-			return []Event{{Kind: Route}}
+			events = append(events, Event{Kind: Route})
 		}
+		if a.underlayMatters(m.Data) {
+			events = append(events, Event{Kind: Underlay})
+		}
+		return events
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return a.linkEvents(m.Data, m.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -176,7 +185,7 @@ func (a *Applier) routeMatters(data []byte, deleted bool) bool {
 	if !a.ours(r, names) {
 		return len(held) > 0 // it may have replaced ours, which is one message, not two
 	}
-	return len(held) != 1 || a.heldValue(k) != valueOf(r, a.links.name(r.LinkIndex))
+	return len(held) != 1 || a.heldValue(k) != valueOf(r, names)
 }
 
 // linkEvents takes note of an interface. IPv4 routes go silently with the interface that goes or is set down, so that

@@ -65,7 +65,7 @@ func watch(t testing.TB, a *routes.Applier, changed func(routes.Event)) *recorde
 			}
 		})
 	}()
-	for range 4 {
+	for range 5 {
 		<-ready
 	}
 	t.Cleanup(func() {
@@ -74,7 +74,7 @@ func watch(t testing.TB, a *routes.Applier, changed func(routes.Event)) *recorde
 			t.Errorf("watch: %v", err)
 		}
 	})
-	if got := r.take(); got[routes.Event{Kind: routes.Route}] == 0 || len(got) < 4 {
+	if got := r.take(); got[routes.Event{Kind: routes.Route}] == 0 || len(got) < 5 {
 		t.Fatalf("events at the start: %v", got)
 	}
 	return r
@@ -120,6 +120,18 @@ func TestOwnWritesAreNoEvents(t *testing.T) {
 	put(t, a, "10.8.0.0/24", desired.Route{Type: desired.Blackhole, Proto: 80})
 	put(t, a, "fd11::/64", desired.Route{Type: desired.Blackhole, Proto: 80})
 	put(t, a, "fd12::/64", desired.Route{Gateway: addr("fd00::2"), Dev: "eth0", MTU: 1400, Src: addr("fd00::1"), Proto: 80})
+	put(t, a, "fd13::/64", desired.Route{Proto: 81}.Via(two("fd00::2", "fd00::3")))
+	put(t, a, "10.8.1.0/24", desired.Route{Proto: 81}.Via(two("10.0.0.2", "10.0.0.3")))
+	put(t, a, "10.8.2.0/24", desired.Route{Proto: 81}.Via(two("10.0.0.2", "fe80::3")))
+	put(t, a, "10.8.3.0/24", desired.Route{Gateway: addr("fe80::3"), Dev: "caliA", Proto: 81})
+	if got := r.settled(); got[routeEvent] != 0 {
+		t.Errorf("own writes caused %v", got)
+	}
+	for _, dst := range []string{"fd13::/64", "10.8.1.0/24", "10.8.2.0/24"} {
+		if err := a.Delete(t.Context(), key(dst)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if got := r.settled(); got[routeEvent] != 0 {
 		t.Errorf("own writes caused %v", got)
 	}
@@ -147,6 +159,18 @@ func TestWhatOthersDoToOurRoutesIsAnEvent(t *testing.T) {
 		{"second hop v6", func(ns *nstest.NS) {
 			ns.Command("ip", "-6", "route", "append", "fd10::/64", "via", "fd00::3", "proto", "81", "metric", "1024")
 		}},
+		{"fewer hops", func(ns *nstest.NS) {
+			ns.Command("ip", "route", "replace", "10.8.1.0/24", "via", "10.0.0.2", "proto", "81")
+		}},
+		{"other hops", func(ns *nstest.NS) {
+			ns.Command("ip", "route", "replace", "10.8.1.0/24", "proto", "81", "nexthop", "via", "10.0.0.2", "nexthop", "via", "10.0.0.4")
+		}},
+		{"other weights", func(ns *nstest.NS) {
+			ns.Command("ip", "route", "replace", "10.8.1.0/24", "proto", "81", "nexthop", "via", "10.0.0.2", "weight", "2", "nexthop", "via", "10.0.0.3")
+		}},
+		{"fewer hops v6", func(ns *nstest.NS) {
+			ns.Command("ip", "-6", "route", "del", "fd13::/64", "via", "fd00::2")
+		}},
 		{"unwanted on our interface", func(ns *nstest.NS) { ns.Command("ip", "route", "add", "10.7.0.9", "dev", "caliA") }},
 		{"unwanted with our protocol", func(ns *nstest.NS) {
 			ns.Command("ip", "route", "add", "10.9.0.0/24", "via", "10.0.0.2", "proto", "80")
@@ -162,6 +186,8 @@ func TestWhatOthersDoToOurRoutesIsAnEvent(t *testing.T) {
 			put(t, a, "10.7.0.1/32", desired.Route{Dev: "caliA", Proto: 3})
 			put(t, a, "10.8.0.0/24", desired.Route{Gateway: addr("10.0.0.2"), Dev: "eth0", Src: addr("10.0.0.1"), Proto: 81})
 			put(t, a, "fd10::/64", desired.Route{Gateway: addr("fd00::2"), Dev: "eth0", Proto: 81})
+			put(t, a, "10.8.1.0/24", desired.Route{Proto: 81}.Via(two("10.0.0.2", "10.0.0.3")))
+			put(t, a, "fd13::/64", desired.Route{Proto: 81}.Via(two("fd00::2", "fd00::3")))
 			dump(t, a)
 			r.settled()
 			tt.do(ns)

@@ -100,17 +100,15 @@ func (a *Applier) write(k desired.RouteKey, v desired.Route) error {
 	return nil
 }
 
-// create resolves the interface and writes the route.
+// create resolves the interfaces and writes the route.
 func (a *Applier) create(k desired.RouteKey, v desired.Route, replace bool) (*netlink.Route, error) {
-	if v.Dev == "" {
-		r := kernelRoute(k, v, 0)
-		return r, a.send(r, replace)
-	}
 	var err error
 	for _, ask := range [...]bool{false, true} {
-		var index int
-		if index, err = a.links.index(a.handle, v.Dev, ask); err != nil {
-			return nil, err
+		index := map[string]int{}
+		for _, h := range v.Hops() {
+			if index[h.Dev], err = a.links.index(a.handle, h.Dev, ask); err != nil {
+				return nil, err
+			}
 		}
 		r := kernelRoute(k, v, index)
 		// The interface may have been made anew under the same name.
