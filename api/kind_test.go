@@ -189,6 +189,7 @@ func TestEndpointName(t *testing.T) {
 		{WorkloadEndpointSpec{Node: "node1", Orchestrator: "k8s", Pod: "nginx", Endpoint: "eth0", ContainerID: "c"}, "node1-k8s-nginx-eth0"},
 		{WorkloadEndpointSpec{Node: "my-node", Orchestrator: "k8s", Pod: "a--b", Endpoint: "eth0"}, "my--node-k8s-a----b-eth0"},
 		{WorkloadEndpointSpec{Node: "n", Orchestrator: "cni", ContainerID: "c1", Endpoint: "eth1", Pod: "p"}, "n-cni-c1-eth1"},
+		{WorkloadEndpointSpec{Node: "n", Orchestrator: "cni", ContainerID: "My_c1.", Endpoint: "Net_1"}, "n-cni-my--c1----e850553465-net--1--3a8ee10a0c"},
 		{WorkloadEndpointSpec{Node: "n", Orchestrator: "libnetwork", Workload: "other", Endpoint: "0123"}, "n-libnetwork-libnetwork-0123"},
 		{WorkloadEndpointSpec{Node: "n", Orchestrator: "openstack", Workload: "w", Endpoint: "e"}, "n-openstack-w-e"},
 	} {
@@ -228,6 +229,27 @@ func TestEndpointNameRoundTrip(t *testing.T) {
 			t.Errorf("%q splits into %q", bad, parts)
 		}
 	}
+}
+
+// Whatever container ID CNI allows, the endpoint has a name, and each its own.
+func TestEndpointNameOfAnyContainer(t *testing.T) {
+	id := rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,150}`)
+	rapid.Check(t, func(t *rapid.T) {
+		names := map[string]string{}
+		for _, c := range []string{id.Draw(t, "id"), id.Draw(t, "other")} {
+			w := &WorkloadEndpoint{Spec: WorkloadEndpointSpec{
+				Node: "node1", Orchestrator: "cni", ContainerID: c, Endpoint: "eth0", InterfaceName: "cali1", IPNetworks: []string{"10.0.0.1/32"},
+			}}
+			w.Default()
+			if err := w.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			if other, ok := names[w.Name]; ok && other != c {
+				t.Fatalf("%q and %q are both %s", other, c, w.Name)
+			}
+			names[w.Name] = c
+		}
+	})
 }
 
 func TestScalars(t *testing.T) {

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"crypto/sha1" //nolint:gosec // names, not secrets
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -74,13 +76,19 @@ const (
 )
 
 // EndpointName is the name that the spec implies: node, orchestrator, workload
-// and endpoint joined by '-', a '-' inside one of them doubled (spec/calico.md §1.5).
+// and endpoint joined by '-', a '-' inside one of them doubled (spec/calico.md §1.5). CNI allows container IDs and
+// interface names that cannot be part of an object's name, capitals for example; their part is made by nameSegment.
 func (s *WorkloadEndpointSpec) EndpointName() (string, error) {
 	parts := []struct{ field, value string }{
 		{"Node", s.Node},
 		{"Orchestrator", s.Orchestrator},
 		s.workloadSegment(),
 		{"Endpoint", s.Endpoint},
+	}
+	if s.Orchestrator == "cni" {
+		for i := range parts[2:] {
+			parts[2+i].value = nameSegment(parts[2+i].value)
+		}
 	}
 	var name strings.Builder
 	for i, p := range parts {
@@ -97,6 +105,28 @@ func (s *WorkloadEndpointSpec) EndpointName() (string, error) {
 	}
 	return name.String(), nil
 }
+
+// maxSegment keeps a name with one long part within the length of names.
+const maxSegment = 128
+
+// nameSegment is a part of a name: the text itself if it can be one, otherwise what of it can, and the head of its
+// SHA-1, so that two texts never give one name.
+func nameSegment(s string) string {
+	if s == "" || len(s) <= maxSegment && ValidName(s) {
+		return s
+	}
+	word := []byte(strings.ToLower(s[:min(len(s), maxSegment-sumLength-1)]))
+	for i, c := range word {
+		if !isLowerAlnum(c) {
+			word[i] = '-'
+		}
+	}
+	sum := sha1.Sum([]byte(s)) //nolint:gosec // a name, not a secret
+	return strings.Trim(string(word)+"-"+hex.EncodeToString(sum[:])[:sumLength], "-")
+}
+
+// sumLength is how much of a SHA-1, in hexadecimal digits, is in a name.
+const sumLength = 10
 
 // workloadSegment is the third part of the name, which depends on the orchestrator.
 func (s *WorkloadEndpointSpec) workloadSegment() struct{ field, value string } {

@@ -24,10 +24,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/endpoint"
 	"github.com/manekinet/maneki/ipam"
@@ -58,7 +60,8 @@ type Endpoints interface {
 	SettlePort(ctx context.Context, port string, netns *os.File) error
 	ClosePort(ctx context.Context, port string) error
 	DetachPort(ctx context.Context, port string) error
-	LabelPort(ctx context.Context, port string, labels map[string]string) error
+	LabelPort(ctx context.Context, port string, labels, annotations map[string]string) error
+	Ports(ctx context.Context) ([]*api.WorkloadEndpoint, error)
 	PortAddresses(ctx context.Context) (map[netip.Addr]string, error)
 	IdlePorts(ctx context.Context, before time.Time) ([]string, error)
 }
@@ -72,9 +75,10 @@ type Config struct {
 	Engine      string        // socket of Docker's API; empty: DefaultEngine
 	Scope       Scope         // empty: ScopeAuto
 	Connections int           // served at once on one socket; 0: 64. More wait in the kernel's queue.
-	LabelTime   time.Duration // for which a new container's labels are asked for; 0: 5 s, as in Calico
+	LabelTime   time.Duration // for which a new container's labels are asked for often; 0: 5 s, as in Calico
 
-	// Collect is the time between two looks for addresses that Docker asked for and nobody uses; 0: one minute.
+	// Collect is the time between two looks for addresses that Docker asked for and nobody uses, and for labels that
+	// are not what Docker says; 0: one minute.
 	Collect time.Duration
 }
 
@@ -119,6 +123,7 @@ type Server struct {
 	ports     ports
 	listeners []*listener
 
+	unlabelled atomic.Bool     // some endpoint may lack its container's labels
 	background sync.WaitGroup  // label polls
 	life       context.Context // of Serve and background work
 	end        context.CancelFunc
@@ -169,6 +174,7 @@ func Listen(c Config) (*Server, error) {
 
 // Open lets the calls in that need the rest of the agent. Call it once.
 func (s *Server) Open(b Backend) {
+	s.unlabelled.Store(true) // of an agent that was killed
 	s.Backend, s.objects = b, resource.New(b.Store, s.Log)
 	close(s.opened)
 }

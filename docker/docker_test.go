@@ -171,13 +171,113 @@ func TestLabels(t *testing.T) {
 	}
 	r.engine.set(func(e *engine) {
 		e.containers = fmt.Sprintf(`[{"Id":"other","Labels":{"app":"other"},"NetworkSettings":{"Networks":{"n":{"EndpointID":"x"}}}},
-			{"Id":"c1","Labels":{"app":"web","role":"loses","org.projectcalico.label.role":"db","a b":"1","big":%q,"projectcalico.org/namespace":"x"},
-			"NetworkSettings":{"Networks":{"n":{"EndpointID":%q}}}}]`, strings.Repeat("x", 64), endpointID)
+			{"Id":"c1d2e3f4a5b6c7","Names":["/Web"],"Labels":{"app":"web","role":"loses","org.projectcalico.label.role":"db","a b":"1","a_b":"2","big":%q,"dir":"/srv/x y/","projectcalico.org/namespace":"x"},
+			"NetworkSettings":{"Networks":{"n":{"EndpointID":%q,"Aliases":["www","c1d2e3f4a5b6"],"DriverOpts":{"org.projectcalico.label.tier":"front","x":"y"}}}}}]`,
+			strings.Repeat("x", 64), endpointID)
 	})
-	want := map[string]string{"app": "web", "role": "db", "projectcalico.org/namespace": "libnetwork", "projectcalico.org/orchestrator": "libnetwork"}
+	want := map[string]string{
+		"app": "web", "role": "db", "a_b": "2", "big": strings.Repeat("x", 63), "dir": "srv_x_y", "tier": "front",
+		"projectcalico.org/namespace": "libnetwork", "projectcalico.org/orchestrator": "libnetwork",
+	}
 	eventually(t, func() string { return cmp.Diff(want, r.endpoint().Labels) })
+	if got := r.endpoint().Annotations["maneki.net/docker-names"]; got != "web,www,c1d2e3f4a5b6" {
+		t.Errorf("names %q", got)
+	}
 	r.remove(addrs)
 	r.wantNothingLeft()
+}
+
+// Labels before the container's first packet: those of the one container that Docker is at work on.
+func TestLabelsBeforeTheContainerStarts(t *testing.T) {
+	const list = `[
+		{"Id":"aaaaaaaaaaaa1","Names":["/old"],"State":"exited","Labels":{"app":"old"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":""}}}},
+		{"Id":"bbbbbbbbbbbb2","Names":["/new"],"State":"created","Labels":{"app":"new","team":"a"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":"","IPAMConfig":{}}}}},
+		{"Id":"cccccccccccc3","Names":["/elsewhere"],"State":"created","Labels":{"app":"x"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":"","IPAMConfig":{"IPv4Address":"192.168.9.9"}}}}},
+		{"Id":"dddddddddddd4","Names":["/up"],"State":"running","Labels":{"app":"up"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":"e4"}}}}]`
+	for _, tt := range []struct{ locked, app, names string }{
+		{"bbbbbbbbbbbb2", "new", "new,bbbbbbbbbbbb"}, {"aaaaaaaaaaaa1", "old", "old,aaaaaaaaaaaa"},
+		{"cccccccccccc3", "", ""}, {"dddddddddddd4", "", ""}, {"", "", ""},
+	} {
+		r := newRig(t)
+		r.engine.set(func(e *engine) { e.networks[networkID], e.containers, e.locked = "calnet1", list, tt.locked })
+		addrs := r.create()
+		w := r.endpoint()
+		if w.Labels["app"] != tt.app || w.Annotations["maneki.net/docker-names"] != tt.names || w.Annotations["maneki.net/docker-network-name"] != "calnet1" {
+			t.Errorf("%+v: labels %v, annotations %v", tt, w.Labels, w.Annotations)
+		}
+		r.remove(addrs)
+		r.wantNothingLeft()
+	}
+}
+
+// What came with the request is there at once.
+func TestLabelsOfDriverOptions(t *testing.T) {
+	r := newRig(t)
+	a := call[struct{ Address string }](r, "IpamDriver.RequestAddress", `{"PoolID":"CalicoPoolIPv4","Address":"","Options":null}`)
+	call[struct{}](r, "NetworkDriver.CreateEndpoint", fmt.Sprintf(
+		`{"NetworkID":%q,"EndpointID":%q,"Interface":{"Address":%q},"Options":{"org.projectcalico.label.role":"db","com.docker.network.portmap":[],"x":"y"}}`,
+		networkID, endpointID, a.Address))
+	if l := r.endpoint().Labels; l["role"] != "db" || len(l) != 3 {
+		t.Errorf("labels %v", l)
+	}
+	r.remove([]string{a.Address})
+}
+
+// Docker answers late, as a dockerd that restarts its containers does: the labels are not given up.
+func TestLateLabels(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	r.config.LabelTime = 50 * time.Millisecond
+	r.engine.set(func(e *engine) { e.containers = "not yet" })
+	r.start()
+	addrs := r.create()
+	call[joined](r, "NetworkDriver.Join", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":%q,"SandboxKey":"/nowhere"}`, networkID, endpointID))
+	time.Sleep(200 * time.Millisecond)
+	list := func(name string) {
+		r.engine.set(func(e *engine) {
+			e.containers = fmt.Sprintf(`[{"Id":"c1d2e3f4a5b6c7","Names":[%q],"Labels":{"app":"web"},"NetworkSettings":{"Networks":{"n":{"EndpointID":%q}}}}]`, name, endpointID)
+		})
+	}
+	list("/first")
+	eventually(t, func() string {
+		if w := r.endpoint(); w.Labels["app"] != "web" || w.Annotations["maneki.net/docker-names"] != "first,c1d2e3f4a5b6" {
+			return fmt.Sprint(w.Labels, w.Annotations)
+		}
+		return ""
+	})
+	r.remove(addrs)
+}
+
+// Two networks with the same pool are one, under the name of the first, until nobody uses it.
+func TestNetworksOfOnePool(t *testing.T) {
+	r := newRig(t)
+	const other = "9945f04f433a0de0449dd3d7f06e5f1aac1c6fab4c4d34844a114511f3af1cef"
+	r.engine.set(func(e *engine) { e.networks[networkID], e.networks[other] = "shop", "something" })
+	create := func(id string) {
+		call[struct{}](r, "NetworkDriver.CreateNetwork", fmt.Sprintf(`{"NetworkID":%q,"Options":{},"IPv4Data":[{"Gateway":"0.0.0.0/0","Pool":"192.168.0.0/16"}]}`, id))
+	}
+	profile := func(id, endpoint string) string {
+		a := call[struct{ Address string }](r, "IpamDriver.RequestAddress", `{"PoolID":"four","Address":""}`)
+		call[struct{}](r, "NetworkDriver.CreateEndpoint", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":%q,"Interface":{"Address":%q}}`, id, endpoint, a.Address))
+		w, err := datastore.For[api.WorkloadEndpoint](r.store).Get(t.Context(), "libnetwork", "etcd1-libnetwork-libnetwork-"+endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		call[struct{}](r, "NetworkDriver.DeleteEndpoint", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":%q}`, id, endpoint))
+		return w.Spec.Profiles[0]
+	}
+	create(networkID)
+	create(other)
+	if a, b := profile(networkID, endpointID), profile(other, "e2e2e2e2e2e2e2"); a != "shop" || b != "shop" {
+		t.Errorf("profiles %s and %s", a, b)
+	}
+	for _, id := range []string{networkID, other} {
+		call[struct{}](r, "NetworkDriver.DeleteNetwork", fmt.Sprintf(`{"NetworkID":%q}`, id))
+	}
+	create(other)
+	if got := profile(other, endpointID); got != "something" {
+		t.Errorf("profile %s after the network was deleted everywhere", got)
+	}
 }
 
 // Docker's API does not answer: the profile is named after the network's ID. The name given by -o needs no API.

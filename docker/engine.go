@@ -23,8 +23,6 @@ const engineTime = time.Second
 // maxAnswer bounds an answer; a host with thousands of containers has a few MB.
 const maxAnswer = 64 << 20
 
-var errNoContainer = errors.New("no container has the endpoint yet")
-
 func newEngine(socket string) *engine {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -54,52 +52,70 @@ func get[T any](ctx context.Context, e *engine, path string) (answer T, err erro
 	return answer, nil
 }
 
-// networkName is the name of a network.
-func (e *engine) networkName(ctx context.Context, id string) (string, error) {
-	n, err := get[struct{ Name string }](ctx, e, "/networks/"+id)
-	return n.Name, err
+// dockerNetwork is the part of Docker's description of a network that is used.
+type dockerNetwork struct {
+	Name    string
+	Options map[string]string // -o
+	IPAM    struct{ Config []struct{ Subnet string } }
 }
 
-// container is the part of Docker's list of containers that is used.
+func (e *engine) network(ctx context.Context, id string) (dockerNetwork, error) {
+	return get[dockerNetwork](ctx, e, "/networks/"+id)
+}
+
+// listed is the part of Docker's list of containers that is used.
+type listed struct {
+	container
+	Names  []string
+	State  string
+	Labels map[string]string
+}
+
+// container is what the list and the description of one container have in common.
 type container struct {
 	ID              string `json:"Id"`
-	Names           []string
-	Labels          map[string]string
-	NetworkSettings struct {
-		Networks map[string]struct{ EndpointID string }
-	}
+	NetworkSettings struct{ Networks map[string]membership }
 }
 
-// containerOf finds the container that an endpoint belongs to; errNoContainer until Docker shows it.
-func (e *engine) containerOf(ctx context.Context, networkID, endpointID string) (container, error) {
-	filter := url.QueryEscape(`{"network":["` + networkID + `"]}`)
-	all, err := get[[]container](ctx, e, "/containers/json?filters="+filter)
-	if err != nil {
-		return container{}, err
-	}
-	for _, c := range all {
-		for _, n := range c.NetworkSettings.Networks {
-			if n.EndpointID == endpointID {
-				return c, nil
-			}
-		}
-	}
-	return container{}, errNoContainer
+// membership is a container's part in a network.
+type membership struct {
+	EndpointID, NetworkID string // empty before the container is started
+	Aliases, DNSNames     []string
+	DriverOpts            map[string]string
+	IPAMConfig            *struct{ IPv4Address, IPv6Address string }
 }
 
-// endpoints are the IDs of all endpoints of this host's containers.
-func (e *engine) endpoints(ctx context.Context) (map[string]bool, error) {
-	all, err := get[[]container](ctx, e, "/containers/json?all=1")
-	if err != nil {
-		return nil, err
+// containers are all containers of this host, running or not, or those of the networks given by name or ID.
+func (e *engine) containers(ctx context.Context, networks ...string) ([]listed, error) {
+	path := "/containers/json?all=1"
+	if len(networks) > 0 {
+		filter, err := json.Marshal(map[string][]string{"network": networks})
+		if err != nil {
+			return nil, err
+		}
+		path += "&filters=" + url.QueryEscape(string(filter))
 	}
-	ids := map[string]bool{}
-	for _, c := range all {
-		for _, n := range c.NetworkSettings.Networks {
-			ids[n.EndpointID] = true
+	return get[[]listed](ctx, e, path)
+}
+
+// membership describes a container's part in the network of an endpoint.
+func (e *engine) membership(ctx context.Context, id, endpointID string) (membership, error) {
+	c, err := get[container](ctx, e, "/containers/"+id+"/json")
+	for _, n := range c.NetworkSettings.Networks {
+		if n.EndpointID == endpointID {
+			return n, err
 		}
 	}
-	return ids, nil
+	return membership{}, err
+}
+
+// busy reports that Docker is at work on a container: it does not describe it within the time. Docker locks a container
+// while it starts, stops or connects it, and describing it takes the same lock.
+func (e *engine) busy(ctx context.Context, id string, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := get[struct{}](ctx, e, "/containers/"+id+"/json")
+	return errors.Is(err, context.DeadlineExceeded)
 }
 
 // hasClusterStore reports whether the dockerd with the process ID keeps its networks in a cluster store: by its

@@ -246,13 +246,22 @@ func (s *Server) collect(ctx context.Context) error {
 	}
 	tick := time.NewTicker(s.Collect)
 	defer tick.Stop()
+	labels := time.NewTicker(s.LabelTime)
+	defer labels.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-labels.C:
+			if !s.unlabelled.Load() {
+				continue
+			}
+			if err := s.relabel(ctx); err != nil && ctx.Err() == nil {
+				s.Log.Debug("labels could not be looked for", "err", err)
+			}
 		case now := <-tick.C:
 			before := now.Add(-collectAge)
-			err := errors.Join(s.collectPorts(ctx, before), s.collectAddresses(ctx, before))
+			err := errors.Join(s.collectPorts(ctx, before), s.collectAddresses(ctx, before), s.relabel(ctx))
 			if err != nil && ctx.Err() == nil {
 				s.Log.Warn("what Docker forgot could not be looked for", "err", err)
 			}
@@ -267,13 +276,14 @@ func (s *Server) collectPorts(ctx context.Context, before time.Time) error {
 	if err != nil || len(idle) == 0 {
 		return err
 	}
-	known, err := s.engine.endpoints(ctx)
+	all, err := s.engine.containers(ctx)
 	if err != nil {
 		return err
 	}
+	known := byEndpoint(all)
 	var errs []error
 	for _, port := range idle {
-		if !known[port] {
+		if _, ok := known[port]; !ok {
 			s.Log.Info("detach an endpoint that Docker does not know any more", "endpoint", port)
 			_, err := s.deleteEndpoint(ctx, endpointRef{EndpointID: port})
 			errs = append(errs, err)

@@ -2,8 +2,6 @@ package docker
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // names, not a secret
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,15 +22,8 @@ const (
 	ipv6Key    = "com.docker.network.enable_ipv6"
 )
 
-// optNetwork, given by -o, names the network for the cluster. Networks of that name on several hosts are one, whatever
-// Docker calls them.
-const optNetwork = "maneki.network"
-
 // annotationNetworkID is what Calico notes on the pool of a network (spec/calico.md §8).
 const annotationNetworkID = "org.projectcalico.label.network.ID"
-
-// labelPrefix begins the container labels that Calico knows; they are endpoint labels without it.
-const labelPrefix = "org.projectcalico.label."
 
 func (s *Server) networkCalls() map[string]call {
 	return map[string]call{
@@ -82,26 +73,20 @@ func (s *Server) createNetwork(ctx context.Context, q networkRequest) (none, err
 		return none{}, err
 	}
 	w := network{ID: q.NetworkID}
-	options := map[string]string{}
 	for k, v := range q.Options {
 		switch k {
 		case ipv6Key:
 		case optionsKey:
+			options := map[string]string{}
 			if err := json.Unmarshal(v, &options); err != nil {
 				return none{}, fmt.Errorf("options %s cannot be read: %w", v, err)
+			}
+			if err := w.set(options); err != nil {
+				return none{}, err
 			}
 		default:
 			return none{}, fmt.Errorf("Calico driver does not support the flag %s", strings.TrimPrefix(k, "com.docker.network.")) //nolint:staticcheck // Calico's words
 		}
-	}
-	for k, v := range options {
-		if k != optNetwork {
-			return none{}, fmt.Errorf("-o %s is not known; allowed: %s=NAME", k, optNetwork)
-		}
-		if v == "" || profileName(v) != v {
-			return none{}, fmt.Errorf("-o %s=%s: up to %d lower-case letters, digits, '-' and '.' are allowed", k, v, maxProfileName)
-		}
-		w.Name = v
 	}
 	for _, d := range append(q.IPv4Data, q.IPv6Data...) {
 		if d.Gateway != noGateway4 && d.Gateway != noGateway6 {
@@ -117,6 +102,7 @@ func (s *Server) createNetwork(ctx context.Context, q networkRequest) (none, err
 		if err := s.annotate(ctx, d.Pool, q.NetworkID); err != nil {
 			return none{}, err
 		}
+		w.addPool(d.Pool)
 	}
 	if err := s.networks.put(w); err != nil {
 		return none{}, err
@@ -181,51 +167,11 @@ func (s *Server) deleteNetwork(ctx context.Context, q networkRef) (none, error) 
 			return none{}, fmt.Errorf("annotate pool %s: %w", p.Name, err)
 		}
 	}
+	if err := s.leavePools(ctx, q.NetworkID); err != nil {
+		return none{}, err
+	}
 	return none{}, s.networks.remove(q.NetworkID)
 }
-
-// profile is the name of a network's profile. The name that was given at CreateNetwork wins over Docker's; a network
-// of which neither can be found out is known by its ID.
-func (s *Server) profile(ctx context.Context, id string) (string, error) {
-	w, _, err := s.networks.get(id)
-	if err != nil {
-		return "", err
-	}
-	if w.Name != "" {
-		return profileName(w.Name), nil
-	}
-	name, err := s.engine.networkName(ctx, id)
-	if err != nil || name == "" {
-		s.Log.Warn("Docker does not say the network's name: its profile is named after the ID", "network", id, "err", err)
-		return "docker-" + id[:12], nil
-	}
-	w.Name = name
-	return profileName(name), s.networks.put(w)
-}
-
-// maxProfileName leaves room: a profile's name is a label's key as well, of at most 63 characters.
-const maxProfileName = 56
-
-// profileName makes a name that a profile may have. A name that had to be changed gets a mark, so that two names do
-// not become one.
-func profileName(name string) string {
-	clean := []byte(strings.ToLower(name))
-	for i, c := range clean {
-		// A dot separates parts that begin and end with a letter or a digit.
-		dot := c == '.' && i > 0 && isAlnum(clean[i-1]) && i+1 < len(clean) && isAlnum(clean[i+1])
-		if !isAlnum(c) && !dot {
-			clean[i] = '-'
-		}
-	}
-	fit := func(n int) string { return strings.Trim(string(clean[:min(len(clean), n)]), "-.") }
-	if all := fit(maxProfileName); all == name && name != "" {
-		return name
-	}
-	sum := sha1.Sum([]byte(name)) //nolint:gosec // as above
-	return strings.TrimPrefix(fit(maxProfileName-7)+"-"+hex.EncodeToString(sum[:3]), "-")
-}
-
-func isAlnum(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 
 // createEndpoint makes the port of a container that is about to start.
 func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpointAnswer, err error) {
@@ -235,7 +181,7 @@ func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpo
 	if q.Interface == nil {
 		return a, errors.New("interface is missing: the addresses must come from maneki-ipam or calico-ipam")
 	}
-	p := endpoint.Port{ID: q.EndpointID, Annotations: map[string]string{endpoint.AnnotationDockerNetwork: q.NetworkID}}
+	p := endpoint.Port{ID: q.EndpointID}
 	for _, text := range []string{q.Interface.Address, q.Interface.AddressIPv6} {
 		if text == "" {
 			continue
@@ -256,9 +202,12 @@ func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpo
 	} else {
 		a.Interface.MacAddress = containerMAC
 	}
-	if p.Network, err = s.profile(ctx, q.NetworkID); err != nil {
+	w, err := s.describe(ctx, q.NetworkID)
+	if err != nil {
 		return a, err
 	}
+	p.Network, p.MTU = profileName(w.Name), w.MTU
+	p.Labels, p.Annotations = s.foresee(ctx, w, &q)
 	if err := s.loadPorts(ctx); err != nil {
 		return a, err
 	}
@@ -313,7 +262,7 @@ func (s *Server) join(ctx context.Context, q joinRequest) (joinAnswer, error) {
 		a.GatewayIPv6 = info.Gateway6.String()
 	}
 	s.background.Go(func() { s.settle(q.EndpointID, q.SandboxKey) })
-	s.background.Go(func() { s.label(q.NetworkID, q.EndpointID) })
+	s.background.Go(func() { s.label(q.EndpointID) })
 	return a, nil
 }
 
@@ -357,45 +306,4 @@ func (s *Server) settle(endpointID, sandbox string) {
 			return
 		}
 	}
-}
-
-// label gives an endpoint the labels of its container. Docker shows a container's endpoints when it has started, so
-// this is asked for again and again.
-func (s *Server) label(networkID, endpointID string) {
-	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
-	defer cancel()
-	var last error
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
-		select {
-		case <-ctx.Done():
-			if s.life.Err() == nil {
-				s.Log.Warn("container's labels not found in time", "endpoint", endpointID, "err", last)
-			}
-			return
-		case <-time.After(wait):
-		}
-		c, err := s.engine.containerOf(ctx, networkID, endpointID)
-		if err == nil {
-			err = s.Endpoints.LabelPort(ctx, endpointID, endpointLabels(c.Labels))
-			if err == nil || errors.Is(err, datastore.ErrNotFound) { // gone already
-				return
-			}
-		}
-		last = err
-	}
-}
-
-// endpointLabels are the labels of a container that an endpoint can have: those with Calico's prefix without it, which
-// win, and all others as they are. What is no label by Kubernetes' rules (Docker allows anything) is left out.
-func endpointLabels(labels map[string]string) map[string]string {
-	out := map[string]string{}
-	for _, calico := range []bool{false, true} {
-		for k, v := range labels {
-			short, ok := strings.CutPrefix(k, labelPrefix)
-			if ok == calico && api.ValidLabelKey(short) && api.ValidLabelValue(v) {
-				out[short] = v
-			}
-		}
-	}
-	return out
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -223,6 +224,7 @@ type engine struct {
 	mu         sync.Mutex
 	networks   map[string]string // ID to name
 	containers string            // JSON
+	locked     string            // ID of the container that Docker is at work on
 }
 
 func newEngine(t testing.TB) *engine {
@@ -247,6 +249,16 @@ func (e *engine) set(f func(e *engine)) {
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if id, ok := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/json"), "/containers/"); ok && id != "" {
+		if id == e.locked {
+			e.mu.Unlock()
+			<-r.Context().Done()
+			e.mu.Lock()
+			return
+		}
+		e.describe(w, id)
+		return
+	}
 	if id, ok := strings.CutPrefix(r.URL.Path, "/networks/"); ok {
 		name, ok := e.networks[id]
 		if !ok {
@@ -261,6 +273,23 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fmt.Fprint(w, e.containers)
+}
+
+// describe answers with the container of that ID in the list.
+func (e *engine) describe(w http.ResponseWriter, id string) {
+	var all []map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(e.containers), &all); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	for _, c := range all {
+		if string(c["Id"]) == strconv.Quote(id) {
+			delete(c, "Names")
+			_ = json.NewEncoder(w).Encode(c)
+			return
+		}
+	}
+	http.Error(w, `{"message":"no such container"}`, http.StatusNotFound)
 }
 
 // sink puts the routes of endpoints into the kernel at once.

@@ -16,8 +16,15 @@ import (
 // network is what is remembered of a Docker network on this host.
 type network struct {
 	ID string `json:"id"`
-	// Name is given by -o maneki.network, or else Docker's own; empty while it is not known.
+	// Name is the network's name in the cluster: of -o maneki.network, or of the pool's network, or Docker's own; empty
+	// while it is not known.
 	Name string `json:"name,omitempty"`
+	// Docker is what this host's Docker calls it; empty while it is not known.
+	Docker string `json:"docker,omitempty"`
+	// Pools are those named by --subnet.
+	Pools []netip.Prefix `json:"pools,omitempty"`
+	// MTU is the containers' if -o says one.
+	MTU int `json:"mtu,omitempty"`
 	// Reserved are the addresses of --aux-address, which have no endpoint.
 	Reserved []netip.Addr `json:"reserved,omitempty"`
 }

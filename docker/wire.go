@@ -76,6 +76,7 @@ type endpointInterface struct {
 type endpointRequest struct {
 	NetworkID, EndpointID string
 	Interface             *endpointInterface
+	Options               map[string]json.RawMessage
 }
 
 type endpointAnswer struct{ Interface endpointInterface }

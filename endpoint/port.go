@@ -21,8 +21,15 @@ import (
 // NamespaceLibnetwork is where the endpoints of Docker containers live (spec/calico.md §8).
 const NamespaceLibnetwork = "libnetwork"
 
-// AnnotationDockerNetwork is the ID of the Docker network that an endpoint belongs to.
-const AnnotationDockerNetwork = "maneki.net/docker-network"
+// Annotations of the endpoints of Docker containers.
+const (
+	// AnnotationDockerNetwork is the ID of the Docker network that the endpoint belongs to.
+	AnnotationDockerNetwork = "maneki.net/docker-network"
+	// AnnotationDockerNetworkName is what its host's Docker calls that network.
+	AnnotationDockerNetworkName = "maneki.net/docker-network-name"
+	// AnnotationDockerNames are the container's names in the network, separated by commas, its own first.
+	AnnotationDockerNames = "maneki.net/docker-names"
+)
 
 // portIfName is what Docker makes of the prefix "cali" inside the container.
 const portIfName = "cali0"
@@ -358,8 +365,8 @@ func (m *Manager) DetachPort(ctx context.Context, port string) error {
 	return m.Detach(ctx, portID(port))
 }
 
-// LabelPort replaces the labels of a port's endpoint, keeping those that storage adds.
-func (m *Manager) LabelPort(ctx context.Context, port string, labels map[string]string) error {
+// LabelPort replaces the labels of a port's endpoint, keeping those that storage adds, and adds annotations.
+func (m *Manager) LabelPort(ctx context.Context, port string, labels, annotations map[string]string) error {
 	if err := checkPortID(port); err != nil {
 		return err
 	}
@@ -367,6 +374,10 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels map[string]
 	own := id.endpoint(m.Node, id.hostName(m.Prefix))
 	_, err := m.weps.Modify(ctx, own.Namespace, own.Name, func(w *api.WorkloadEndpoint) error {
 		w.Labels = maps.Clone(labels)
+		if w.Annotations == nil {
+			w.Annotations = map[string]string{}
+		}
+		maps.Copy(w.Annotations, annotations)
 		w.Default()
 		return w.Validate()
 	})
@@ -379,7 +390,7 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels map[string]
 // IdlePorts are the ports of this node whose endpoint was stored before the given time and whose pair is not in a
 // container: it is gone, or both ends are on the host.
 func (m *Manager) IdlePorts(ctx context.Context, before time.Time) ([]string, error) {
-	ports, err := m.ports(ctx)
+	ports, err := m.Ports(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -403,7 +414,7 @@ func (m *Manager) IdlePorts(ctx context.Context, before time.Time) ([]string, er
 
 // PortAddresses are the addresses of all ports of this node, each with its port.
 func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]string, error) {
-	ports, err := m.ports(ctx)
+	ports, err := m.Ports(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -420,9 +431,9 @@ func (m *Manager) PortAddresses(ctx context.Context) (map[netip.Addr]string, err
 	return used, nil
 }
 
-// ports lists the ports of this node. One that cannot be read is an error: whoever took it for absent would free what
+// Ports lists the endpoints of the ports of this node. One that cannot be read is an error: whoever took it for absent would free what
 // it uses.
-func (m *Manager) ports(ctx context.Context) ([]*api.WorkloadEndpoint, error) {
+func (m *Manager) Ports(ctx context.Context) ([]*api.WorkloadEndpoint, error) {
 	all, _, problems, err := m.weps.List(ctx, NamespaceLibnetwork)
 	if err == nil {
 		err = errors.Join(problems...)

@@ -152,7 +152,7 @@ func forward(command string, args *skel.CmdArgs, netns *os.File, unreachable fun
 	if err != nil {
 		return types.NewError(types.ErrDecodingFailure, "network configuration cannot be passed on", err.Error())
 	}
-	c, err := dial(s.Socket, wire.Budget(command)+grace)
+	c, err := await(s.Socket, command)
 	if err != nil {
 		return unreachable(s, err)
 	}
@@ -180,6 +180,26 @@ func forward(command string, args *skel.CmdArgs, netns *os.File, unreachable fun
 type conn struct {
 	fd       int
 	deadline time.Time
+}
+
+// restartTime is how long a command that needs the agent waits for its socket: an agent that is restarted is back in
+// well under a second, and a runtime that hears "try again later" does so after many.
+const (
+	restartTime  = 2 * time.Second
+	restartPause = 20 * time.Millisecond
+)
+
+// await connects to the agent. DEL does not wait: it can be done later.
+func await(path, command string) (*conn, error) {
+	until := time.Now().Add(restartTime)
+	for {
+		c, err := dial(path, wire.Budget(command)+grace)
+		absent := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+		if !absent || command == "DEL" || command == "STATUS" || time.Now().After(until) {
+			return c, err
+		}
+		time.Sleep(restartPause)
+	}
 }
 
 func dial(path string, budget time.Duration) (*conn, error) {
