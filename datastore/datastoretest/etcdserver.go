@@ -26,6 +26,7 @@ type EtcdServer struct {
 	peer    string // URL for other members
 	cluster string // "name=peer URL,..." of all members
 	args    []string
+	path    string // of the server; empty: the etcd in PATH
 	cmd     *exec.Cmd
 	exited  chan error
 	Dir     string // of the data
@@ -87,9 +88,11 @@ func (s *EtcdServer) Start() {
 
 func (s *EtcdServer) launch() {
 	s.t.Helper()
-	path, err := exec.LookPath("etcd")
-	if err != nil {
-		s.t.Fatal("etcd is not installed: apt-get install etcd-server")
+	path, err := s.path, error(nil)
+	if path == "" {
+		if path, err = exec.LookPath("etcd"); err != nil {
+			s.t.Fatal("etcd is not installed: apt-get install etcd-server")
+		}
 	}
 	log, err := os.OpenFile(s.Dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -68,8 +68,17 @@ func compact(t testing.TB, c *clientv3.Client) {
 	}
 }
 
-func TestConformance(t *testing.T) {
-	server := datastoretest.StartEtcd(t)
+// TestConformance runs on Debian's etcd.
+func TestConformance(t *testing.T) { conform(t, datastoretest.StartEtcd(t)) }
+
+// TestConformanceOfOtherLines runs on the etcds that others have.
+func TestConformanceOfOtherLines(t *testing.T) {
+	for _, line := range datastoretest.Lines() {
+		t.Run(line, func(t *testing.T) { conform(t, datastoretest.StartEtcdOf(t, line)) })
+	}
+}
+
+func conform(t *testing.T, server *datastoretest.EtcdServer) {
 	c := admin(t, server)
 	datastoretest.Run(t, datastoretest.Backend{
 		New: func(t *testing.T) datastore.Store {
