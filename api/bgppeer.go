@@ -2,7 +2,9 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // BGPPeer is a BGP session, or several, beside or instead of the full mesh.
@@ -15,7 +17,7 @@ type BGPPeer struct {
 type BGPPeerSpec struct {
 	Node                     string       `json:"node,omitempty"`
 	NodeSelector             string       `json:"nodeSelector,omitempty"`
-	PeerIP                   string       `json:"peerIP,omitempty"` // "a.b.c.d", "a.b.c.d:port", "x::y", "[x::y]:port"
+	PeerIP                   string       `json:"peerIP,omitempty"` // "a.b.c.d", "a.b.c.d:port", "x::y", "[x::y]:port", "fe80::y%eth0"
 	ASNumber                 ASNumber     `json:"asNumber,omitempty"`
 	LocalASNumber            *ASNumber    `json:"localASNumber,omitempty"`
 	PeerSelector             string       `json:"peerSelector,omitempty"`
@@ -90,17 +92,30 @@ func (c *checker) peerCombinations(s *BGPPeerSpec) {
 }
 
 // ParsePeerIP reads a peer's address with an optional port; the port is 0 when
-// absent. An IPv6 address with a port stands in brackets.
+// absent. An IPv6 address with a port stands in brackets. A link-local address
+// has the interface as its zone.
 func ParsePeerIP(s string) (netip.AddrPort, error) {
 	const want = "must be an IP address or address:port (IPv6: [address]:port)"
-	if a, err := parseAddr(s); err == nil {
-		return netip.AddrPortFrom(a, 0), nil
-	}
-	ap, err := netip.ParseAddrPort(s)
-	if err != nil || ap.Port() == 0 || ap.Addr().Is4In6() || ap.Addr().Zone() != "" {
+	ap := netip.AddrPort{}
+	if a, err := netip.ParseAddr(s); err == nil {
+		ap = netip.AddrPortFrom(a, 0)
+	} else if ap, err = netip.ParseAddrPort(s); err != nil || ap.Port() == 0 {
 		return netip.AddrPort{}, errors.New(want)
 	}
+	switch a := ap.Addr(); {
+	case a.Is4In6():
+		return netip.AddrPort{}, errors.New(want)
+	case a.Is6() && a.IsLinkLocalUnicast() != (a.Zone() != ""):
+		return netip.AddrPort{}, errors.New("a link-local address needs its interface, and no other address has one: fe80::1%eth0")
+	case a.Zone() != "" && !validInterface(a.Zone()):
+		return netip.AddrPort{}, fmt.Errorf("%q is not the name of an interface: at most 15 characters without blanks and '/'", a.Zone())
+	}
 	return ap, nil
+}
+
+// validInterface is dev_valid_name of net/core/dev.c.
+func validInterface(name string) bool {
+	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\n\v\f\r")
 }
 
 func (c *checker) password(path string, p *BGPPassword) {

@@ -288,13 +288,14 @@ func TestScalars(t *testing.T) {
 func TestParsePeerIP(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.0.0.1": "10.0.0.1:0", "10.0.0.1:1179": "10.0.0.1:1179", "fd00::1": "[fd00::1]:0", "[fd00::1]:1179": "[fd00::1]:1179",
+		"fe80::1%eth0": "[fe80::1%eth0]:0", "[fe80::1%eth0]:179": "[fe80::1%eth0]:179", "fe80::1%br-0.100": "[fe80::1%br-0.100]:0",
 	} {
 		got, err := ParsePeerIP(in)
 		if err != nil || got.String() != want {
 			t.Errorf("ParsePeerIP(%s) = %s, %v", in, got, err)
 		}
 	}
-	for _, bad := range []string{"", "10.0.0", "10.0.0.1:0", "10.0.0.1:", "fe80::1%eth0", "[fe80::1%eth0]:179", "::ffff:10.0.0.1", "host:179"} {
+	for _, bad := range []string{"", "10.0.0", "10.0.0.1:0", "10.0.0.1:", "fe80::1", "[fe80::1]:179", "fd00::1%eth0", "fe80::1%", "fe80::1%a/b", "fe80::1%sixteencharacters", "fe80::1%a b", "::ffff:10.0.0.1", "host:179"} {
 		if got, err := ParsePeerIP(bad); err == nil {
 			t.Errorf("ParsePeerIP(%q) = %s", bad, got)
 		}

@@ -278,7 +278,7 @@ func (h *host) daemons(conf string, daemons ...string) *frrouting {
 		args := []string{path, "-f", file, "-i", filepath.Join(h.dir, d+".pid"), "--vty_socket", h.dir, "-z", zserv}
 		switch d {
 		case "bgpd":
-			args = append(args, "-l", "0.0.0.0", "-S")
+			args = append(args, "-l", "0.0.0.0", "-l", "::", "-S")
 		case "bfdd":
 			args = append(args, "--bfdctl", filepath.Join(h.dir, "bfdd.sock"))
 		}

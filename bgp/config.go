@@ -46,7 +46,8 @@ const (
 )
 
 // Peer is one wanted session. Comparable. A session over IPv4 carries IPv4 routes, one over IPv6 IPv6
-// routes.
+// routes, and one between link-local addresses, which has the interface as the zone of Addr, both: those of
+// IPv4 with an IPv6 next hop if the peer takes that (RFC 8950).
 type Peer struct {
 	Name  string // of the node or BGPPeer, for messages
 	Type  PeerType
@@ -204,6 +205,8 @@ func (c Config) validatePeer(key netip.Addr, p Peer) error {
 		return fmt.Errorf("addr %q: want the key %s it is filed under", p.Addr, key)
 	case !p.Addr.IsValid() || p.Addr.IsUnspecified() || p.Addr.IsMulticast() || p.Addr.Is4In6():
 		return fmt.Errorf("addr %q: want a unicast address", p.Addr)
+	case p.Addr.IsLinkLocalUnicast() && p.Addr.Is6() && p.Addr.Zone() == "":
+		return fmt.Errorf("addr %s: want a link-local address with its interface, such as %s%%eth0", p.Addr, p.Addr)
 	case p.Addr == p.Local || slices.ContainsFunc(c.Listen, func(l netip.AddrPort) bool { return l.Addr() == p.Addr }):
 		return fmt.Errorf("addr %s: is this speaker's own address", p.Addr)
 	case p.Local.IsValid() && p.Local.Is4() != p.Addr.Is4():
@@ -277,10 +280,14 @@ func (c Config) session(p Peer) session.Config {
 	if restart == 0 {
 		restart = session.DefaultRestartTime
 	}
+	families, extended := message.FamilyOf(p.Addr).Set(), false
+	if p.Addr.Zone() != "" {
+		families, extended = message.IPv4.Set()|message.IPv6.Set(), true
+	}
 	return session.Config{
 		Remote: netip.AddrPortFrom(p.Addr, port), Local: p.Local,
 		LocalASN: c.local(p), RemoteASN: p.ASN, RouterID: c.RouterID,
-		Families: message.FamilyOf(p.Addr).Set(), Passive: p.Passive,
+		Families: families, ExtendedNextHop: extended, Passive: p.Passive,
 		HoldTime: p.holdTime(), Keepalive: p.Keepalive, ConnectRetry: p.ConnectRetry, RestartTime: restart,
 		Password: p.Password, TTLSecurity: p.TTLSecurity,
 	}

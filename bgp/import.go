@@ -38,10 +38,15 @@ func (s *Speaker) reaches(hop netip.Addr) bool {
 func sameReach(a, b []netip.Prefix) bool { return (a == nil) == (b == nil) && slices.Equal(a, b) }
 
 func (s *Speaker) badNextHop(prefix netip.Prefix, hop, local netip.Addr) bool {
-	if !hop.IsValid() || hop.Is4In6() || hop.Is4() != prefix.Addr().Is4() {
+	switch {
+	case !hop.IsValid() || hop.Is4In6() || (hop.Is4() && prefix.Addr().Is6()):
 		return true
+	case s.own[hop] || hop == local:
+		return true
+	case hop.Zone() != "": // on the interface of a session between link-local addresses
+		return false
 	}
-	return s.own[hop] || hop == local || martian(netip.PrefixFrom(hop, hop.BitLen())) || zeroNet(hop)
+	return martian(netip.PrefixFrom(hop, hop.BitLen())) || zeroNet(hop)
 }
 
 // martians are the blocks that are never routed between hosts (RFC 6890): "this network", loopback,

@@ -52,6 +52,7 @@ func (p *peer) Up(info session.Info) session.Feed {
 	p.feed = f
 	p.base = export.Policy{
 		Internal: info.Session.Internal, NextHop: info.Local,
+		Extended: info.Session.ExtendedNextHop,
 		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS,
 	}
 	g := s.group(p.policy())

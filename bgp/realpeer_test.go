@@ -142,9 +142,21 @@ protocol bgp m6 from maneki { neighbor %s as 64512; source address %s; ipv6 { im
 
 func (h *host) bird(extra string, flags ...string) (stop func(syscall.Signal), show func(string) string) {
 	h.t.Helper()
+	return h.birdRuns(fmt.Sprintf(birdConf, extra, h.us, h.them, h.us6, strings.Replace(h.us6, "::1", "::2", 1)), flags...)
+}
+
+// birdWith runs BIRD with a configuration of the test's own.
+func (h *host) birdWith(conf string) (show func(string) string) {
+	h.t.Helper()
+	_, show = h.birdRuns(conf)
+	return show
+}
+
+func (h *host) birdRuns(config string, flags ...string) (stop func(syscall.Signal), show func(string) string) {
+	h.t.Helper()
 	bird := need(h.t, "bird", "bird2")
 	birdc := need(h.t, "birdc", "bird2")
-	conf := h.write("bird.conf", fmt.Sprintf(birdConf, extra, h.us, h.them, h.us6, strings.Replace(h.us6, "::1", "::2", 1)))
+	conf := h.write("bird.conf", config)
 	sock := filepath.Join(h.dir, "bird.ctl")
 	stop = h.daemon(append([]string{bird, "-f", "-c", conf, "-s", sock, "-P", filepath.Join(h.dir, "bird.pid")}, flags...)...)
 	return stop, func(cmd string) string {

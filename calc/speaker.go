@@ -2,6 +2,7 @@ package calc
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/manekinet/maneki/api"
@@ -50,13 +51,14 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) desired.Rou
 		s.BGP.Filters, s.BGP.Links = c.filters(names, p), c.connected()
 	}
 	for addr, w := range sessions {
-		w.OnLink = c.onLink(w.Addr) != ""
+		w.OnLink = c.onLink(w.Addr) != "" || c.up(w.Addr.Zone())
 		w.BFD = c.watch(w)
 		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
 			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
 			continue
 		}
 		s.BGP.Peers[addr] = w.Peer
+		c.listenLinkLocal(&s.BGP, addr)
 		if w.password != (Secret{}) {
 			s.Secrets[addr] = w.password
 		}
@@ -139,13 +141,18 @@ func (c *Core) port(node string) uint16 {
 	return bgpPort
 }
 
-func (c *Core) listen(own []netip.Addr) []netip.AddrPort {
-	bind := ""
-	for _, name := range []string{"default", "node." + c.opts.Node} {
+// bindMode is that of this node's configuration, else of the cluster's.
+func (c *Core) bindMode() string {
+	for _, name := range []string{api.NodeConfigName(c.opts.Node), "default"} {
 		if cfg := c.bgpConfig[name]; cfg != nil && cfg.Spec.BindMode != "" {
-			bind = cfg.Spec.BindMode
+			return cfg.Spec.BindMode
 		}
 	}
+	return ""
+}
+
+func (c *Core) listen(own []netip.Addr) []netip.AddrPort {
+	bind := c.bindMode()
 	var out []netip.AddrPort
 	for _, a := range own {
 		if bind != "NodeIP" {
@@ -154,6 +161,37 @@ func (c *Core) listen(own []netip.Addr) []netip.AddrPort {
 		out = append(out, netip.AddrPortFrom(a, c.port(c.opts.Node)))
 	}
 	return out
+}
+
+// listenLinkLocal adds the socket that a peer with a link-local address can
+// connect to, if there is none.
+func (c *Core) listenLinkLocal(cfg *bgp.Config, peer netip.Addr) {
+	if peer.Zone() == "" {
+		return
+	}
+	local := netip.IPv6Unspecified()
+	if c.bindMode() == "NodeIP" {
+		if local = c.linkLocal(peer.Zone()); !local.IsValid() {
+			return // not up yet; we dial when it is
+		}
+	}
+	at := netip.AddrPortFrom(local, c.port(c.opts.Node))
+	if !slices.Contains(cfg.Listen, at) {
+		cfg.Listen = append(cfg.Listen, at)
+		slices.SortFunc(cfg.Listen, netip.AddrPort.Compare)
+	}
+}
+
+// linkLocal is the link-local address of an interface, with its zone.
+func (c *Core) linkLocal(link string) netip.Addr {
+	for _, l := range c.links {
+		for _, a := range l.Addrs {
+			if l.Name == link && a.Addr().Is6() && a.Addr().IsLinkLocalUnicast() {
+				return a.Addr().WithZone(link)
+			}
+		}
+	}
+	return netip.Addr{}
 }
 
 func unspecified(a netip.Addr) netip.Addr {

@@ -356,6 +356,11 @@ func (r *resource) forward(w wanted, p *problems) {
 	if w.Port == 0 {
 		w.Port = bgpPort
 	}
+	if w.Addr.Zone() != "" { // of this end the kernel takes the interface's own link-local address
+		w.Client = r.reflects(w.Peer, n)
+		r.add(w)
+		return
+	}
 	for _, local := range r.own {
 		if local.Is4() != w.Addr.Is4() {
 			continue

@@ -17,6 +17,7 @@ type Policy struct {
 	Internal    bool             // iBGP
 	NextHop     netip.Addr       // this speaker's address on the session: "next hop self"
 	Families    message.Families // negotiated
+	Extended    bool             // the peer takes routes of IPv4 with an IPv6 next hop (RFC 8950)
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
 	Self        bool             // next hop self to internal peers, too
 	Keep        bool             // the next hop stays, also to external peers
@@ -104,11 +105,17 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 }
 
 // nextHop applies RFC 4271 §5.1.3: self for our own routes that name no next hop and for external peers;
-// unchanged for internal ones; either may be configured otherwise. It is false when there is no next hop of
-// the route's family to send.
+// unchanged for internal ones; either may be configured otherwise. A next hop that the peer cannot use, for it
+// is link-local or of a family that it does not take, becomes self as well. It is false when there is no next
+// hop to send.
 func (p Policy) nextHop(f message.Family, a *message.Attrs, local bool) bool {
-	if !a.NextHop.IsValid() || p.Self || (!p.Internal && !p.Keep && !local) {
+	if !p.takes(f, a.NextHop) || a.NextHop.IsLinkLocalUnicast() || p.Self || (!p.Internal && !p.Keep && !local) {
 		a.NextHop = p.NextHop
 	}
-	return a.NextHop.IsValid() && message.FamilyOf(a.NextHop) == f
+	return p.takes(f, a.NextHop)
+}
+
+// takes reports whether routes of the family may have this next hop.
+func (p Policy) takes(f message.Family, hop netip.Addr) bool {
+	return hop.IsValid() && (message.FamilyOf(hop) == f || (f == message.IPv4 && p.Extended))
 }

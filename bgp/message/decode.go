@@ -350,16 +350,33 @@ func (d *decoder) multiprotocol(t wire.BGPAttrType, tlv, value []byte, first boo
 		return fatal("MP_REACH_NLRI is short")
 	}
 	hop, nlri := value[4:4+int(value[3])], value[5+int(value[3]):]
-	switch {
-	case f == IPv4 && len(hop) == 4, f == IPv6 && len(hop) == 16:
+	switch six := f == IPv6 || d.session.ExtendedNextHop; {
+	case f == IPv4 && len(hop) == 4:
 		d.reachNextHop, _ = netip.AddrFromSlice(hop)
-	case f == IPv6 && len(hop) == 32: // global and link-local (RFC 2545 §3)
-		d.reachNextHop, _ = netip.AddrFromSlice(hop[:16])
+	case six && len(hop) == 16:
+		d.reachNextHop = d.nextHop6(hop, hop)
+	case six && len(hop) == 32: // global and link-local (RFC 2545 §3)
+		d.reachNextHop = d.nextHop6(hop[:16], hop[16:])
 	default:
 		return fatal(fmt.Sprintf("MP_REACH_NLRI next hop of %d octets", len(hop)))
 	}
 	d.reach, err = prefixes(nil, nlri, f)
 	return err
+}
+
+// nextHop6 chooses between the two addresses of an IPv6 next hop. On a session between link-local addresses it
+// is the link-local one, because the interface is known, and may be the only one the peer has; elsewhere the
+// global one.
+func (d *decoder) nextHop6(global, local []byte) netip.Addr {
+	g, _ := netip.AddrFromSlice(global)
+	l, _ := netip.AddrFromSlice(local)
+	switch zone := d.session.Zone; {
+	case zone != "" && l.IsLinkLocalUnicast():
+		return l.WithZone(zone)
+	case zone != "" && g.IsLinkLocalUnicast():
+		return g.WithZone(zone)
+	}
+	return g
 }
 
 // checkMandatory applies RFC 7606 §3 (d) and §5.2: attributes that routes must have, and the rule that

@@ -30,8 +30,11 @@ func AppendWithdraw(dst [][]byte, f Family, ps []netip.Prefix) ([][]byte, error)
 }
 
 // AppendReach appends UPDATE messages that announce ps, all of family f, with attributes a. fourOctetAS
-// says whether the receiver speaks four-octet AS numbers (RFC 6793).
+// says whether the receiver speaks four-octet AS numbers (RFC 6793). Routes of IPv4 with an IPv6 next hop are
+// for receivers that take them (RFC 8950).
 func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.Prefix) ([][]byte, error) {
+	a.NextHop = a.NextHop.WithZone("")
+	classic := f == IPv4 && !a.NextHop.Is6()
 	attrs, err := a.wire(f, fourOctetAS)
 	if err != nil {
 		return dst, err
@@ -44,14 +47,14 @@ func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.P
 		}
 		size += len(b)
 	}
-	if f != IPv4 {
+	if !classic {
 		size += 4 + 5 + 16 // MP_REACH_NLRI header with extended length, fixed fields, next hop
 	}
 	if size+1+f.bits()/8 > room {
 		return dst, fmt.Errorf("encode update: attributes of %d octets leave no room for a route", size)
 	}
 	return pack(dst, room-size, ps, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
-		if f == IPv4 {
+		if classic {
 			return wire.NewBGPUpdateMessage(nil, attrs, nlri), nil
 		}
 		reach, err := wire.NewPathAttributeMpReachNLRI(f.wire(), nlri, a.NextHop)
@@ -101,17 +104,15 @@ func pack(dst [][]byte, size int, ps []netip.Prefix, build func([]wire.PathNLRI)
 // wire returns the codec's attributes in ascending order of type (RFC 4271 §5), without MP_REACH_NLRI.
 func (a Attrs) wire(f Family, fourOctetAS bool) ([]wire.PathAttributeInterface, error) {
 	out := []wire.PathAttributeInterface{wire.NewPathAttributeOrigin(a.Origin), a.pathAttr(fourOctetAS)}
-	if f == IPv4 {
-		if !a.NextHop.Is4() {
-			return nil, fmt.Errorf("encode update: next hop %s of an IPv4 route is not an IPv4 address", a.NextHop)
-		}
+	switch {
+	case !a.NextHop.IsValid(), f == IPv6 && !a.NextHop.Is6():
+		return nil, fmt.Errorf("encode update: next hop %s of an %s route", a.NextHop, f)
+	case a.NextHop.Is4():
 		hop, err := wire.NewPathAttributeNextHop(a.NextHop)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, hop)
-	} else if !a.NextHop.Is6() {
-		return nil, fmt.Errorf("encode update: next hop %s of an IPv6 route is not an IPv6 address", a.NextHop)
 	}
 	if a.HasMED {
 		out = append(out, wire.NewPathAttributeMultiExitDisc(a.MED))

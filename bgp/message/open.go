@@ -23,6 +23,8 @@ type Open struct {
 	RouteRefresh bool          // RFC 2918
 	FourOctetAS  bool          // RFC 6793
 	Restart      Restart       // RFC 4724
+	// ExtendedNextHop says that routes of IPv4 may have an IPv6 next hop (RFC 8950).
+	ExtendedNextHop bool
 }
 
 // Restart is the graceful restart capability (RFC 4724 §3). The zero value means that it is absent.
@@ -44,6 +46,9 @@ func (o Open) Encode() ([]byte, error) {
 	}
 	if o.RouteRefresh {
 		caps = append(caps, wire.NewCapRouteRefresh())
+	}
+	if o.ExtendedNextHop {
+		caps = append(caps, wire.NewCapExtendedNexthop([]*wire.CapExtendedNexthopTuple{wire.NewCapExtendedNexthopTuple(IPv4.wire(), wire.AFI_IP6)}))
 	}
 	as := o.ASN
 	if o.FourOctetAS {
@@ -145,6 +150,11 @@ func (o *Open) capabilities(caps []wire.ParameterCapabilityInterface) {
 			o.RouteRefresh = true
 		case *wire.CapFourOctetASNumber:
 			o.FourOctetAS, o.ASN = true, c.CapValue
+		case *wire.CapExtendedNexthop:
+			for _, t := range c.Tuples {
+				f, ok := familyOf(t.NLRIAFI, uint8(t.NLRISAFI))
+				o.ExtendedNextHop = o.ExtendedNextHop || (ok && f == IPv4 && t.NLRISAFI <= 255 && t.NexthopAFI == wire.AFI_IP6)
+			}
 		case *wire.CapGracefulRestart:
 			o.Restart = restartOf(c)
 		}

@@ -13,6 +13,9 @@ type Session struct {
 	Internal    bool     // iBGP
 	FourOctetAS bool     // both sides speak four-octet AS numbers
 	Families    Families // negotiated on both sides
+	// ExtendedNextHop says that both sides take routes of IPv4 with an IPv6 next hop (RFC 8950).
+	ExtendedNextHop bool
+	Zone            string // the interface of a session between link-local addresses
 }
 
 // Update is a decoded UPDATE (RFC 4271 §4.3, RFC 4760).

@@ -239,7 +239,7 @@ func (f *fsm) greet(nc net.Conn, outgoing bool) {
 func (f *fsm) openMessage(cfg Config) message.Open {
 	return message.Open{
 		ASN: cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
-		RouteRefresh: true, FourOctetAS: true,
+		RouteRefresh: true, FourOctetAS: true, ExtendedNextHop: cfg.ExtendedNextHop,
 		Restart: message.Restart{
 			Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,
 			Families: cfg.Families, Forwarding: cfg.Families,

@@ -43,6 +43,7 @@ type Config struct {
 	LocalASN, RemoteASN uint32
 	RouterID            netip.Addr
 	Families            message.Families // offered
+	ExtendedNextHop     bool             // offered: routes of IPv4 with an IPv6 next hop (RFC 8950)
 	Passive             bool
 	HoldTime, Keepalive time.Duration // resolved; Keepalive 0 means a third of the negotiated hold time
 	ConnectRetry        time.Duration // 0 means growing from retryFirst to retryLast

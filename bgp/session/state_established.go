@@ -74,6 +74,7 @@ func (f *fsm) bringUp(c *conn) time.Duration {
 		interval = third
 	}
 	c.session = message.Session{Internal: cfg.Internal(), FourOctetAS: c.open.FourOctetAS, Families: cfg.Families & c.open.Families}
+	c.session.ExtendedNextHop, c.session.Zone = cfg.ExtendedNextHop && c.open.ExtendedNextHop, cfg.Remote.Addr().Zone()
 	f.s.setLive(c.Conn)
 	f.unwatch = context.AfterFunc(f.ctx, func() { c.Close() }) // ends a blocked write
 	f.grace = 0
