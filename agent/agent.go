@@ -22,6 +22,7 @@ import (
 	"github.com/manekinet/maneki/cni"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/docker"
+	"github.com/manekinet/maneki/docker/resolver"
 	"github.com/manekinet/maneki/endpoint"
 	"github.com/manekinet/maneki/ipam"
 	"github.com/manekinet/maneki/resource"
@@ -39,7 +40,8 @@ type Agent struct {
 	speaker *bgp.Speaker
 	pipe    *pipeline
 	node    *nodeState
-	docker  *docker.Server // nil when Docker is not served
+	docker  *docker.Server      // nil when Docker is not served
+	names   *resolver.Directory // nil as well
 }
 
 // Run is the life of an agent: it returns nil after ctx is done and everything
@@ -115,9 +117,17 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{RestartedRecently: restarted})
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse, Subnets: a.tables.connected})
-	core := calc.New(calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix})
+	options := calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix}
+	if a.docker != nil {
+		options.LocalAddr = resolver.DefaultAddr().Addr()
+	}
+	core := calc.New(options)
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
 	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.follow
+	if a.docker != nil {
+		a.names = resolver.NewDirectory(a.opts.Node)
+		a.pipe.onEvents = a.names.Apply
+	}
 	return nil
 }
 
@@ -181,6 +191,7 @@ func (a *Agent) openFrontDoors(ctx context.Context, eps *endpoint.Manager) error
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return eps.Run(ctx) })
 	g.Go(func() error { return server.Serve(ctx) })
+	g.Go(func() error { return a.serveNames(ctx) })
 	a.pipe.ready()
 	a.opts.Log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	a.opts.Notice("Maneki node started successfully")

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/manekinet/maneki/docker"
+	"github.com/manekinet/maneki/docker/resolver"
 	"github.com/manekinet/maneki/endpoint"
 )
 
@@ -67,4 +68,17 @@ func (a *Agent) serveDocker(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// serveNames is the name server for containers. A host where another program has its port goes without.
+func (a *Agent) serveNames(ctx context.Context) error {
+	if a.names == nil {
+		return nil
+	}
+	s, err := resolver.Listen(ctx, resolver.Config{Directory: a.names, Log: a.opts.Log.With("part", "names")})
+	if err != nil {
+		a.opts.Log.Warn("containers find those of other hosts by address only", "err", err)
+		return nil
+	}
+	return s.Serve(ctx)
 }

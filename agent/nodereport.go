@@ -123,7 +123,7 @@ func (v routeView) report() api.CalicoNodeRouteStatus {
 			source = "Static"
 		}
 		hops := r.Hops()
-		if len(hops) == 0 { // a blackhole
+		if len(hops) == 0 { // a blackhole, or delivered here
 			hops = []desired.NextHop{{}}
 		}
 		for _, hop := range hops {

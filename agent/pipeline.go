@@ -30,8 +30,9 @@ type pipeline struct {
 	wake    chan struct{}
 	secrets string // directory of passwords
 
-	addressKick chan struct{}    // an address or link changed
-	onStore     func(error)      // told of every batch; set before run
+	addressKick chan struct{} // an address or link changed
+	onStore     func(error)   // told of every batch; set before run
+	onEvents    func([]datastore.Event)
 	onState     func(calc.State) // told of every state before it is published; set before run
 	tunnelKick  chan struct{}    // what the pools want of tunnels, or the MTU, may have changed
 	synced      chan struct{}    // closed once a first full state is in the tables
@@ -69,6 +70,9 @@ func (p *pipeline) deliver(b datastore.Batch) {
 	p.inSync = p.inSync || b.InSync
 	p.mu.Unlock()
 	p.onStore(b.Err)
+	if p.onEvents != nil {
+		p.onEvents(b.Events)
+	}
 	kick(p.wake)
 }
 

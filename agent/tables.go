@@ -55,7 +55,9 @@ const sysctlResync = 5 * time.Second
 
 func newTables(o Options) (*tables, error) {
 	log := o.Log.With("part", "dataplane")
-	applier, err := routes.New(routes.Options{InterfacePrefixes: []string{o.InterfacePrefix}, Logger: log})
+	applier, err := routes.New(routes.Options{
+		Tables: []int{desired.TableMain, desired.TableLocal}, InterfacePrefixes: []string{o.InterfacePrefix}, Logger: log,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open route table: %w", err)
 	}

@@ -26,6 +26,8 @@ import (
 type Options struct {
 	Node            string // this host's Node name
 	InterfacePrefix string // of workload interfaces; "cali" unless configured
+	// LocalAddr is an address that this host has for its workloads, without an interface that has it; invalid: none.
+	LocalAddr netip.Addr
 	// Remote: the calculation is about another host, whose interfaces are not known. It serves explanations, never a
 	// kernel.
 	Remote bool

@@ -26,6 +26,7 @@ func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelStat
 		func(rs desired.Routes) { c.remoteRoutes(rs, t, p) },
 		func(rs desired.Routes) { maps.Copy(rs, statics) },
 		func(rs desired.Routes) { workloads(rs, eps) },
+		func(rs desired.Routes) { localAddr(rs, c.opts.LocalAddr) },
 	} {
 		class(out)
 	}
@@ -39,6 +40,15 @@ func blackholes(rs desired.Routes, blocks []netip.Prefix) {
 		if !b.IsSingleIP() {
 			rs.Add(desired.NewRouteKey(b), desired.Route{Type: desired.Blackhole, Proto: desired.ProtoComputed})
 		}
+	}
+}
+
+// localAddr delivers an address to this host. An address of an interface would do as well, but would be taken for the
+// source of packets to workloads, whose interfaces have none (inet_select_addr of net/ipv4/devinet.c).
+func localAddr(rs desired.Routes, a netip.Addr) {
+	if a.IsValid() {
+		key := desired.RouteKey{Table: desired.TableLocal, Dst: netip.PrefixFrom(a, a.BitLen())}
+		rs.Add(key.Normal(), desired.Route{Type: desired.Local, Proto: desired.ProtoComputed})
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 // TableMain is the kernel's main routing table (RT_TABLE_MAIN of rtnetlink(7)).
 const TableMain = 254
 
+// TableLocal is the kernel's table of what is delivered to this host (RT_TABLE_LOCAL).
+const TableLocal = 255
+
 // DefaultPriority6 is the metric that the kernel gives to an IPv6 route that is written without one
 // (IP6_RT_PRIO_USER of net/ipv6.h). IPv4 has no such rule: 0 stays 0.
 const DefaultPriority6 = 1024
@@ -36,6 +39,8 @@ const (
 	// Blackhole discards silently. It keeps packets for free addresses of an own block from leaving by the
 	// default route.
 	Blackhole
+	// Local delivers to this host, whatever addresses its interfaces have. Its device is lo.
+	Local
 	// Other is never wanted. It stands for a kernel route of ours in a shape that we do not write (unreachable,
 	// weighted next hops, two routes under one key), which therefore differs from everything that is wanted.
 	Other
@@ -48,6 +53,8 @@ func (t RouteType) String() string {
 		return "unicast"
 	case Blackhole:
 		return "blackhole"
+	case Local:
+		return "local"
 	case Other:
 		return "other"
 	}
@@ -118,7 +125,7 @@ func (k RouteKey) String() string {
 type Route struct {
 	Type      RouteType
 	Gateway   netip.Addr // next hop; invalid when the destination is on the link itself. IPv6 for an IPv4 destination is RFC 8950's
-	Dev       string     // interface name; empty for Blackhole
+	Dev       string     // interface name; empty for Blackhole and Local
 	Onlink    bool       // the gateway is on Dev although no connected route says so
 	LinkScope bool       // scope link: an IPv4 route without a gateway. IPv6 has no scopes
 	Proto     int        // ProtoEndpoint, ProtoComputed or ProtoBGP
@@ -127,7 +134,7 @@ type Route struct {
 	NextHops  NextHops   // two or more of equal weight (multipath); Gateway, Dev and Onlink are then not set
 }
 
-// Normal is the route as the kernel shows it for a destination: no device on a blackhole, no scope in IPv6, and scope
+// Normal is the route as the kernel shows it for a destination: no device on what is not unicast, no scope in IPv6, and scope
 // link on every IPv4 unicast route without a gateway.
 func (r Route) Normal(dst netip.Prefix) Route {
 	r.Gateway, r.Src = r.Gateway.Unmap(), r.Src.Unmap()
@@ -149,11 +156,11 @@ func (r Route) Validate(k RouteKey) error {
 		return fmt.Errorf("route: destination is missing: must be a prefix")
 	case k != k.Normal():
 		return fmt.Errorf("route %s: key is not normal: must be %s in table %d", k, k.Normal(), k.Normal().Table)
-	case r.Type != Unicast && r.Type != Blackhole:
-		return fmt.Errorf("route %s: type %s: must be unicast or blackhole", k, r.Type)
+	case r.Type != Unicast && r.Type != Blackhole && r.Type != Local:
+		return fmt.Errorf("route %s: type %s: must be unicast, blackhole or local", k, r.Type)
 	case r.Proto <= 0 || r.Proto > 255:
 		return fmt.Errorf("route %s: protocol %d: must be 1 to 255", k, r.Proto)
-	case r.Type == Blackhole:
+	case r.Type != Unicast:
 		return nil
 	case r.MTU < 0:
 		return fmt.Errorf("route %s: mtu %d: must not be negative", k, r.MTU)

@@ -106,8 +106,11 @@ func wantedRoute(k desired.RouteKey, r desired.Route) Route {
 		Dst: k.Dst, Type: Unicast, Gateway: r.Gateway, Dev: r.Dev, Onlink: r.Onlink, Table: k.Table, Priority: int(k.Priority), MTU: r.MTU,
 		Line: r.Line(k),
 	}
-	if r.Type == desired.Blackhole {
+	switch r.Type {
+	case desired.Blackhole:
 		out.Type = Blackhole
+	case desired.Local:
+		out.Type = Local
 	}
 	return out
 }

@@ -37,6 +37,8 @@ func valueOf(r netlink.Route, names []string) desired.Route {
 		multipathOf(&v, r, names)
 	case r.Type == unix.RTN_BLACKHOLE:
 		v.Type = desired.Blackhole // an IPv6 one names lo, which says nothing
+	case r.Type == unix.RTN_LOCAL:
+		v.Type = desired.Local
 	case r.Type != unix.RTN_UNICAST:
 		v.Type = desired.Other
 	default:
@@ -103,6 +105,9 @@ func kernelRoute(k desired.RouteKey, v desired.Route, index map[string]int) *net
 	}
 	if v.Type == desired.Blackhole {
 		r.Type = unix.RTN_BLACKHOLE
+	}
+	if v.Type == desired.Local { // the kernel accepts no wider scope and no other device
+		r.Type, r.Scope, r.LinkIndex = unix.RTN_LOCAL, netlink.SCOPE_HOST, index["lo"]
 	}
 	if v.LinkScope {
 		r.Scope = netlink.SCOPE_LINK

@@ -146,6 +146,36 @@ func TestPutDumpAndPrint(t *testing.T) {
 	}
 }
 
+// An address delivered to this host, which no interface has: it answers from the first moment, and the kernel's own
+// entries of that table are nobody's business.
+func TestLocalAddress(t *testing.T) {
+	ns, a := host(t, routes.Options{Tables: []int{desired.TableMain, desired.TableLocal}})
+	if got := dump(t, a); len(got) != 0 {
+		t.Errorf("the kernel's own: %v", got)
+	}
+	k := desired.RouteKey{Table: desired.TableLocal, Dst: netip.MustParsePrefix("169.254.1.1/32")}
+	want := desired.Route{Type: desired.Local, Proto: desired.ProtoComputed}
+	for range 2 {
+		if err := a.Put(t.Context(), k, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := dump(t, a); len(got) != 1 || got[k] != want {
+		t.Errorf("dump %v", got)
+	}
+	if out := ns.Command("ip", "route", "show", "table", "local", "169.254.1.1"); !strings.Contains(out, "dev lo proto 80 scope host") {
+		t.Error(out)
+	}
+	ns.Command("ip", "link", "set", "lo", "up")
+	ns.Command("ping", "-c1", "-W1", "169.254.1.1")
+	if err := a.Delete(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	if out := ns.Command("ip", "route", "show", "table", "local", "proto", "80"); out != "" {
+		t.Error(out)
+	}
+}
+
 // TestReplaceEveryShapeByEveryOther in both families: afterwards there is exactly the new route. The kernel's rules
 // for what a replacement replaces differ between the families, and in IPv6 between shapes.
 func TestReplaceEveryShapeByEveryOther(t *testing.T) {
