@@ -42,6 +42,7 @@ type Agent struct {
 	node    *nodeState
 	docker  *docker.Server      // nil when Docker is not served
 	names   *resolver.Directory // nil as well
+	control *control
 }
 
 // Run is the life of an agent: it returns nil after ctx is done and everything
@@ -123,7 +124,11 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	core := calc.New(options)
 	a.pipe = newPipeline(core, a.tables, a.speaker, a.opts)
-	a.pipe.onStore, a.pipe.onState = a.storeNews, a.node.follow
+	a.control = newControl(a)
+	a.pipe.onStore, a.pipe.onState = a.storeNews, func(s calc.State) {
+		a.node.follow(s)
+		a.control.follow(s)
+	}
 	if a.docker != nil {
 		a.names = resolver.NewDirectory(a.opts.Node)
 		a.pipe.onEvents = a.names.Apply
@@ -157,6 +162,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries()...) })
 	if a.opts.BGP {
 		g.Go(func() error { return a.speaker.Run(ctx) })
+		g.Go(func() error { return a.control.run(ctx) })
 	}
 	g.Go(func() error { return host.Run(ctx) })
 	g.Go(func() error { return a.conn.watch(ctx) })

@@ -9,6 +9,7 @@ import (
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/bgp"
+	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/desired"
 )
 
@@ -37,10 +38,28 @@ func (a *Agent) status() agentapi.Status {
 	default:
 		s.BGP = "running"
 		s.Peers = peerReport(a.speaker.Status())
+		s.Role, s.Reflectors = role(state), state.Reflection.Reflectors
+		s.Reflection = a.control.report(state.Reflection)
 	}
 	s.NotReady = a.notReady(s, ready, inSync, state.Locked)
 	s.Ready = len(s.NotReady) == 0
 	return s
+}
+
+// role is this host's part among the hosts of the cluster.
+func role(state calc.State) string {
+	switch {
+	case state.BGP.ClusterID.IsValid():
+		return agentapi.RoleReflector
+	case len(state.Reflection.Reflectors) > 0:
+		return agentapi.RoleClient
+	}
+	for _, p := range state.BGP.Peers {
+		if p.Type == bgp.TypeMesh {
+			return agentapi.RoleMesh
+		}
+	}
+	return ""
 }
 
 func (a *Agent) notReady(s agentapi.Status, ready, inSync, locked bool) []string {

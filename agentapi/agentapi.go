@@ -27,22 +27,40 @@ var ErrNotRunning = errors.New("the agent is not running")
 
 // Status is the document at /v1/status: the state of one host.
 type Status struct {
-	Node      string     `json:"node"`
-	Version   string     `json:"version"`
-	PID       int        `json:"pid"`
-	Started   time.Time  `json:"started"`
-	Ready     bool       `json:"ready"`
-	NotReady  []string   `json:"notReady,omitempty"` // reasons in words while Ready is false
-	Datastore Datastore  `json:"datastore"`
-	IPv4      Address    `json:"ipv4"`
-	IPv6      Address    `json:"ipv6"`
-	ASNumber  uint32     `json:"asNumber"`
-	ClusterID netip.Addr `json:"routeReflectorClusterID"` // invalid when this host is no route reflector
-	BGP       string     `json:"bgp"`                     // "running", "disabled" or why it is not running
-	Peers     []BGPPeer  `json:"peers"`
-	Tables    []Table    `json:"tables"`
-	Endpoints []Endpoint `json:"endpoints"`
-	Problems  []string   `json:"problems,omitempty"` // objects that could not be used, one line each
+	Node       string      `json:"node"`
+	Version    string      `json:"version"`
+	PID        int         `json:"pid"`
+	Started    time.Time   `json:"started"`
+	Ready      bool        `json:"ready"`
+	NotReady   []string    `json:"notReady,omitempty"` // reasons in words while Ready is false
+	Datastore  Datastore   `json:"datastore"`
+	IPv4       Address     `json:"ipv4"`
+	IPv6       Address     `json:"ipv6"`
+	ASNumber   uint32      `json:"asNumber"`
+	ClusterID  netip.Addr  `json:"routeReflectorClusterID"`   // invalid when this host is no route reflector
+	BGP        string      `json:"bgp"`                       // "running", "disabled" or why it is not running
+	Role       string      `json:"role,omitempty"`            // "mesh", "route reflector", "client of route reflectors"; empty without sessions to other hosts
+	Reflectors []string    `json:"reflectors,omitempty"`      // nodes that reflect routes to this one
+	Reflection *Reflection `json:"routeReflection,omitempty"` // when the reflectors are chosen automatically
+	Peers      []BGPPeer   `json:"peers"`
+	Tables     []Table     `json:"tables"`
+	Endpoints  []Endpoint  `json:"endpoints"`
+	Problems   []string    `json:"problems,omitempty"` // objects that could not be used, one line each
+}
+
+// The values of Status.Role.
+const (
+	RoleMesh      = "mesh"
+	RoleReflector = "route reflector"
+	RoleClient    = "client of route reflectors"
+)
+
+// Reflection is what this host knows of the controller that chooses the route
+// reflectors.
+type Reflection struct {
+	Mode   string `json:"mode"`             // "Auto", or "Manual" while what Auto made is taken back
+	Leader string `json:"leader,omitempty"` // the node whose controller works
+	Report string `json:"report,omitempty"` // what it did last, in words; it may be some seconds old
 }
 
 // Datastore says which store is used and whether it answers.

@@ -107,6 +107,7 @@ func (b *BGPConfiguration) Validate() error {
 	c.cidrBlocks("Spec.ServiceExternalIPs", s.ServiceExternalIPs)
 	c.cidrBlocks("Spec.ServiceLoadBalancerIPs", s.ServiceLoadBalancerIPs)
 	c.communities(s)
+	c.reflection(b)
 	if b.Name != "default" {
 		c.onlyOnDefault(s)
 	}

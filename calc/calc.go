@@ -67,10 +67,11 @@ type State struct {
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config
 	Secrets    map[netip.Addr]Secret // passwords of BGP.Peers, to be filled in
-	NodeKnown  bool                  // this host's Node object exists
-	Labels     map[string]string     // its labels
-	Locked     bool                  // the datastore is locked for a migration: nothing may be programmed
-	Problems   []string              // what could not be used and why, sorted, one line each
+	Reflection Reflection
+	NodeKnown  bool              // this host's Node object exists
+	Labels     map[string]string // its labels
+	Locked     bool              // the datastore is locked for a migration: nothing may be programmed
+	Problems   []string          // what could not be used and why, sorted, one line each
 }
 
 // Core folds the inputs. It is not safe for concurrent use.
@@ -179,7 +180,9 @@ func (c *Core) compute() State {
 	if self := c.nodes[c.opts.Node]; self != nil {
 		s.Labels = self.Labels
 	}
+	s.Reflection = c.reflection(p)
 	s.Routes = c.routes(eps, blocks, t, c.speaker(&s, blocks, p), p)
+	c.reflectors(&s)
 	s.Problems = p.sorted()
 	return s
 }

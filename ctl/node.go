@@ -1,12 +1,14 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -93,6 +95,9 @@ func (a *app) printStatus(s *agentapi.Status) error {
 		fmt.Fprintf(a.Stdout, "\nThe BGP backend process is not running (%s).\n\n", s.BGP)
 		return nil
 	}
+	if !a.compatible() {
+		a.printRole(s)
+	}
 	families := []struct {
 		name string
 		is   func(netip.Addr) bool
@@ -115,6 +120,27 @@ func (a *app) printStatus(s *agentapi.Status) error {
 	}
 	fmt.Fprintln(a.Stdout)
 	return nil
+}
+
+// printRole says what this host is where that is not simply a member of the mesh.
+// calicoctl's output has no place for it.
+func (a *app) printRole(s *agentapi.Status) {
+	var line string
+	switch s.Role {
+	case agentapi.RoleReflector:
+		line = "Route reflector of cluster " + s.ClusterID.String()
+		if len(s.Reflectors) > 0 {
+			line += ", with " + strings.Join(s.Reflectors, ", ")
+		}
+	case agentapi.RoleClient:
+		line = "Client of the route reflectors " + strings.Join(s.Reflectors, ", ")
+	}
+	if line != "" {
+		fmt.Fprintf(a.Stdout, "%s.\n", line)
+	}
+	if r := s.Reflection; r != nil {
+		fmt.Fprintf(a.Stdout, "Route reflection %s, led by %s: %s.\n", r.Mode, cmp.Or(r.Leader, "nobody yet"), cmp.Or(r.Report, "nothing done yet"))
+	}
 }
 
 const established = "Established"

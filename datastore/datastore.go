@@ -29,13 +29,15 @@ var (
 // It is opaque: only the backend that issued it compares it. Empty means none.
 type Revision string
 
-// Kinds of the IPAM objects; the other kinds are the v3 names of package api.
+// Kinds of the IPAM objects and of what Maneki's own hosts tell each other; the other kinds are the v3 names of package api.
 const (
 	KindIPAMBlock     = "IPAMBlock"         // Name: the block's CIDR
 	KindBlockAffinity = "IPAMBlockAffinity" // Namespace: the owner, "host:<node>" or "virtual:<name>"; Name: the CIDR
 	KindIPAMHandle    = "IPAMHandle"        // Name: the handle ID
 	KindIPAMConfig    = "IPAMConfig"        // Name: "default"
 	KindIPAMHost      = "IPAMHost"          // Name: the node; the marker that a host uses IPAM
+	KindLease         = "Lease"             // Name: what is led; Maneki's own, nothing of Calico's reads it
+	KindHeartbeat     = "Heartbeat"         // Name: the node; Maneki's own
 )
 
 // Key names one stored value.

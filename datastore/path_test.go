@@ -46,6 +46,8 @@ var paths = []struct {
 	{datastore.Key{Kind: datastore.KindIPAMHandle, Name: "a/b%2f"}, "/calico/ipam/v2/handle/a%2fb%252f"},
 	{datastore.Key{Kind: datastore.KindIPAMConfig, Name: "default"}, "/calico/ipam/v2/config"},
 	{datastore.Key{Kind: datastore.KindIPAMHost, Name: "node1"}, "/calico/ipam/v2/host/node1"},
+	{datastore.Key{Kind: datastore.KindLease, Name: "controller"}, "/calico/maneki/v1/lease/controller"},
+	{datastore.Key{Kind: datastore.KindHeartbeat, Name: "node1"}, "/calico/maneki/v1/heartbeat/node1"},
 }
 
 func TestPath(t *testing.T) {
@@ -130,7 +132,7 @@ func drawKey(t *rapid.T) datastore.Key {
 		}
 		return netip.PrefixFrom(a.Unmap(), rapid.IntRange(0, a.Unmap().BitLen()).Draw(t, "bits")).Masked().String()
 	}
-	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
 	case 0:
 		return datastore.Key{Kind: datastore.KindIPAMBlock, Name: cidr()}
 	case 1:
@@ -142,6 +144,10 @@ func drawKey(t *rapid.T) datastore.Key {
 		return datastore.Key{Kind: datastore.KindIPAMHost, Name: name.Draw(t, "host")}
 	case 4:
 		return datastore.Key{Kind: datastore.KindIPAMConfig, Name: "default"}
+	case 5:
+		return datastore.Key{Kind: datastore.KindLease, Name: name.Draw(t, "lease")}
+	case 6:
+		return datastore.Key{Kind: datastore.KindHeartbeat, Name: name.Draw(t, "host")}
 	}
 	k := rapid.SampledFrom(api.Kinds()).Draw(t, "resource")
 	key := datastore.Key{Kind: k.Name, Name: plain.Draw(t, "name")}

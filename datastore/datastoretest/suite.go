@@ -204,6 +204,8 @@ func testVerbs(t *testing.T, f *fixture) {
 		{Kind: datastore.KindIPAMHandle, Name: "a/b%c"},
 		{Kind: datastore.KindIPAMConfig, Name: "default"},
 		{Kind: datastore.KindIPAMHost, Name: "node1"},
+		{Kind: datastore.KindLease, Name: "controller"},
+		{Kind: datastore.KindHeartbeat, Name: "node1"},
 	} {
 		_, err := f.Get(f.ctx(), key)
 		f.is("get before", err, datastore.ErrNotFound)

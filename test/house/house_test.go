@@ -40,6 +40,7 @@ func rows() []string {
 		"endpoint",
 		"cni",
 		"docker",
+		"controller",
 		"agent",
 		"trace",
 		"lab",
