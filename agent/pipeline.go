@@ -175,7 +175,8 @@ func (p *pipeline) program(ctx context.Context, state *calc.State) error {
 		return nil
 	}
 	p.tables.sysctls.Set(state.Sysctls)
-	p.tables.nft.Set(state.NFT)
+	p.tables.filter.Provide(state.NFT)
+	p.tables.nft.Set(state.NFT.Objects)
 	p.tables.setTunnels(ctx, *state)
 	p.tables.routes.Set(state.Routes)
 	if !p.opts.BGP {

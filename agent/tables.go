@@ -165,7 +165,7 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 			}
 		})
 	})
-	g.Go(func() error { return nft.Watch(ctx, t.nft.Dirty) })
+	g.Go(func() error { return t.filter.Watch(ctx, t.nft.Dirty) })
 	g.Go(func() error {
 		ours := func(dev string) bool { return slices.Contains(t.devices, dev) }
 		return neigh.Watch(ctx, t.handle, ours, t.behindDirty)

@@ -221,7 +221,7 @@ func render(s calc.State) string {
 	section("neighbours", textLines(s.Neighbours.String()))
 	section("fdb", textLines(s.FDB.String()))
 	// Without tunnels and NAT it is the same everywhere.
-	if _, nat := s.NFT[desired.NFTKey{Kind: desired.NFTChain, Name: "nat_postrouting"}]; nat || len(s.Tunnels) > 0 {
+	if _, nat := s.NFT.Objects[desired.NFTKey{Kind: desired.NFTChain, Name: "nat_postrouting"}]; nat || len(s.Tunnels) > 0 {
 		fmt.Fprint(&b, s.NFT)
 	}
 	var lines []string

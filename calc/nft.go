@@ -23,64 +23,58 @@ const (
 	protocolIPv6 = 41
 )
 
-// poolSets are the sets of one family: pools with NAT outgoing, all pools, all
-// hosts, and the hosts that VXLAN packets are taken from.
-type poolSets struct {
-	v4                        bool
-	masq, pools, hosts, vxlan desired.SetMatch
-}
+// The sets, of each family: pools with NAT outgoing, all pools, all hosts, and
+// the hosts that VXLAN packets are taken from.
+const (
+	setMasq  = "masq_ipam_pools"
+	setPools = "network_ip_pools"
+	setHosts = "all_hosts"
+	setVXLAN = "all_vxlan"
+)
 
-func poolSetsOf(v4 bool) poolSets {
-	suffix := "6"
+func setName(set string, v4 bool) string {
 	if v4 {
-		suffix = "4"
+		return set + "4"
 	}
-	m := func(name string) desired.SetMatch { return desired.SetMatch{Set: name + suffix, V4: v4} }
-	return poolSets{v4, m("masq_ipam_pools"), m("network_ip_pools"), m("all_hosts"), m("all_vxlan")}
+	return set + "6"
 }
 
 // nft computes the packet filter: NAT outgoing, what workloads may not send, and
 // whom tunnel packets are taken from (spec/calico.md §5.5).
 func (c *Core) nft(t tunnelState, p *problems) desired.NFT {
-	out := desired.NFT{}
+	var out desired.NFT
 	for _, v4 := range []bool{true, false} {
-		s := poolSetsOf(v4)
 		masq, pools, hosts := c.poolNets(v4)
-		for m, nets := range map[desired.SetMatch][]netip.Prefix{s.masq: masq, s.pools: pools, s.hosts: hosts} {
-			out[desired.NFTKey{Kind: desired.NFTSet, Name: m.Set}] = desired.NFTObject{V4: v4, Members: desired.NewNetSet(nets...)}
-		}
 		var vxlan []netip.Prefix
 		for _, v := range t.vteps[v4] {
 			vxlan = append(vxlan, netip.PrefixFrom(v.host, v.host.BitLen()))
 		}
 		vxlan = append(vxlan, c.externalNodes(v4, p)...)
-		out[desired.NFTKey{Kind: desired.NFTSet, Name: s.vxlan.Set}] = desired.NFTObject{V4: v4, Members: desired.NewNetSet(vxlan...)}
+		for set, nets := range map[string][]netip.Prefix{setMasq: masq, setPools: pools, setHosts: hosts, setVXLAN: vxlan} {
+			out.AddSet(setName(set, v4), desired.AddrSetType(v4), desired.NetMembers(nets...))
+		}
 	}
 	chain := func(name, kind, hook string, priority int, rules []desired.Rule) {
-		if len(rules) == 0 {
-			return
+		if len(rules) > 0 {
+			out.AddChain(name, desired.Hook{Type: kind, Name: hook, Priority: priority}, rules...)
 		}
-		out[desired.NFTKey{Kind: desired.NFTChain, Name: name}] = desired.NFTObject{Type: kind, Hook: hook, Priority: priority, Rules: desired.NewRules(rules...)}
 	}
 	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append(c.fromWorkloads(p), untracked(t)...))
 	chain("raw_output", "filter", "output", priorityRaw, untracked(t))
 	chain("filter_input", "filter", "input", priorityFilter, tunnelGuards(t))
 	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, c.natRules(t, p))
-	dropUnused(out)
+	out.DropUnused()
 	return out
 }
 
-// dropUnused removes the sets that no rule refers to.
-func dropUnused(n desired.NFT) {
-	used := map[string]bool{}
-	for _, o := range n {
-		for _, r := range o.Rules.List() {
-			for _, m := range []desired.SetMatch{r.SrcIn, r.SrcNotIn, r.DstNotIn[0], r.DstNotIn[1]} {
-				used[m.Set] = true
-			}
-		}
-	}
-	maps.DeleteFunc(n, func(k desired.NFTKey, _ desired.NFTObject) bool { return k.Kind == desired.NFTSet && !used[k.Name] })
+// dropped is a rule that drops and counts.
+func dropped(match ...desired.Match) desired.Rule {
+	return desired.Rule{Match: match, Counter: true, Do: desired.Drop}
+}
+
+// masqueraded is a rule that gives a packet this host's address.
+func masqueraded(match ...desired.Match) desired.Rule {
+	return desired.Rule{Match: match, Do: desired.Masquerade, NAT: desired.NAT{Random: true}}
 }
 
 // poolNets are the pools with NAT outgoing, all pools, disabled ones included,
@@ -111,17 +105,16 @@ func (c *Core) poolNets(v4 bool) (masq, pools, hosts []netip.Prefix) {
 // nobody but this host makes tunnel packets.
 func (c *Core) fromWorkloads(p *problems) []desired.Rule {
 	var out []desired.Rule
-	prefix := c.opts.InterfacePrefix + "*"
+	in := desired.InInterface(c.opts.InterfacePrefix + "*")
 	if c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.WorkloadSourceSpoofing }, "Disabled") == "Any" {
 		out = c.allowedSources(p)
 	}
-	out = append(out, desired.Rule{In: prefix, Spoofed: true, Do: desired.Drop})
+	out = append(out, dropped(in, desired.Spoofed()))
 	if !c.felixBool(func(s *api.FelixConfigurationSpec) *bool { return s.AllowVXLANPacketsFromWorkloads }) {
-		out = append(out, desired.Rule{In: prefix, UDPPort: c.vxlanPort(), Do: desired.Drop})
+		out = append(out, dropped(in, desired.UDPPort(c.vxlanPort())))
 	}
 	if !c.felixBool(func(s *api.FelixConfigurationSpec) *bool { return s.AllowIPIPPacketsFromWorkloads }) {
-		out = append(out, desired.Rule{In: prefix, Protocol: protocolIPIP, Do: desired.Drop},
-			desired.Rule{In: prefix, Protocol: protocolIPv6, Do: desired.Drop})
+		out = append(out, dropped(in, desired.Proto(protocolIPIP)), dropped(in, desired.Proto(protocolIPv6)))
 	}
 	return out
 }
@@ -142,7 +135,7 @@ func (c *Core) allowedSources(p *problems) []desired.Rule {
 				p.add("WorkloadEndpoint(%s): allowSpoofedSourcePrefixes %q is not a prefix; it is not allowed", k, text)
 				continue
 			}
-			out = append(out, desired.Rule{In: spec.InterfaceName, Src: net.Masked(), Do: desired.Accept})
+			out = append(out, desired.Rule{Match: []desired.Match{desired.InInterface(spec.InterfaceName), desired.SrcNet(net)}, Do: desired.Accept})
 		}
 	}
 	return out
@@ -154,7 +147,7 @@ func untracked(t tunnelState) []desired.Rule {
 	if len(t.devices) == 0 {
 		return nil
 	}
-	return []desired.Rule{{UDPPort: devicePort(t), Do: desired.Notrack}}
+	return []desired.Rule{{Match: []desired.Match{desired.UDPPort(devicePort(t))}, Do: desired.Notrack}}
 }
 
 func devicePort(t tunnelState) uint16 {
@@ -170,7 +163,7 @@ func tunnelGuards(t tunnelState) []desired.Rule {
 	var out []desired.Rule
 	for _, f := range families() {
 		if d, ok := t.devices[f.device]; ok {
-			out = append(out, desired.Rule{UDPPort: uint16(d.Port), SrcNotIn: poolSetsOf(f.v4).vxlan, Do: desired.Drop})
+			out = append(out, dropped(desired.UDPPort(uint16(d.Port)), desired.SrcIn(setName(setVXLAN, f.v4), f.v4).Negate()))
 		}
 	}
 	return out
@@ -183,19 +176,18 @@ func (c *Core) natRules(t tunnelState, p *problems) []desired.Rule {
 	var out []desired.Rule
 	for _, f := range families() {
 		if d, ok := t.devices[f.device]; ok && d.Addrs != (desired.AddrSet{}) {
-			out = append(out, desired.Rule{Out: f.device, SrcForeignTo: true, Do: desired.Masquerade})
+			out = append(out, masqueraded(desired.OutInterface(f.device), desired.ForeignSrc()))
 		}
 	}
 	c.unserved(p)
 	exclude := c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.NATOutgoingExclusions }, "IPPoolsOnly")
 	for _, v4 := range []bool{true, false} {
-		s := poolSetsOf(v4)
 		if masq, _, _ := c.poolNets(v4); len(masq) == 0 {
 			continue // without a NAT chain the kernel need not track connections
 		}
-		r := desired.Rule{SrcIn: s.masq, DstNotIn: [2]desired.SetMatch{s.pools}, Do: desired.Masquerade}
+		r := masqueraded(desired.SrcIn(setName(setMasq, v4), v4), desired.DstIn(setName(setPools, v4), v4).Negate())
 		if exclude == "IPPoolsAndHostIPs" {
-			r.DstNotIn[1] = s.hosts
+			r.Match = append(r.Match, desired.DstIn(setName(setHosts, v4), v4).Negate())
 		}
 		out = append(out, r)
 	}

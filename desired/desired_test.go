@@ -2,7 +2,9 @@ package desired_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -212,56 +214,105 @@ func TestTunnelTablesPrint(t *testing.T) {
 	}
 }
 
-func drawRule(t *rapid.T) desired.Rule {
-	match := func(label string, v4 bool) desired.SetMatch {
-		if !rapid.Bool().Draw(t, label) {
-			return desired.SetMatch{}
+func TestRulesPrintAsNFT(t *testing.T) {
+	r := func(do desired.Action, m ...desired.Match) desired.Rule { return desired.Rule{Match: m, Do: do} }
+	for want, rule := range map[string]desired.Rule{
+		"accept":                                 r(desired.Accept),
+		`iifname "cali*" oifname != "eth0" drop`: r(desired.Drop, desired.InInterface("cali*"), desired.OutInterface("eth0").Negate()),
+		"ip saddr 10.0.0.0/8 ip6 daddr != fd00::1 drop":                           r(desired.Drop, desired.SrcNet(prefix("10.1.0.0/8")), desired.DstNet(prefix("fd00::1/128")).Negate()),
+		"udp dport 4789 notrack":                                                  r(desired.Notrack, desired.UDPPort(4789)),
+		"tcp dport 80 tcp sport != 1-2 return":                                    r(desired.Return, desired.Proto(6), desired.DstPort(80, 80), desired.SrcPort(1, 2).Negate()),
+		"meta l4proto != 6 th dport 80 return":                                    r(desired.Return, desired.Proto(6).Negate(), desired.DstPort(80, 80)),
+		"meta nfproto ipv6 @th,0,16 32769":                                        r("", desired.Family(6), desired.ICMPType(128, 1)),
+		"@th,0,8 != 8":                                                            r("", desired.ICMPType(8, -1).Negate()),
+		"ct state established,related accept":                                     r(desired.Accept, desired.State(desired.Established|desired.Related)),
+		"ip daddr . meta l4proto . th dport != @w goto x":                         {Match: []desired.Match{desired.InSet("w", desired.FieldDst4, desired.FieldProto, desired.FieldDstPort).Negate()}, Do: desired.Goto, Chain: "x"},
+		"sctp sport @p iifname vmap @m":                                           {Match: []desired.Match{desired.Proto(132), desired.InSet("p", desired.FieldSrcPort)}, Do: desired.VMap, Map: "m", Key: []desired.Field{desired.FieldIn}},
+		`limit rate 3/second burst 4 packets counter log prefix "x" group 7 drop`: {Limit: desired.Limit{PerSecond: 3, Burst: 4}, Counter: true, Log: desired.Log{Group: 7, Prefix: "x"}, Do: desired.Drop},
+		`log prefix "a" meta mark set meta mark & 0xfffefffe | 0x00000001`:        {Log: desired.Log{Kernel: true, Prefix: "a"}, Mark: desired.Mark{Clear: 0x10000, Set: 1}},
+		"masquerade to :5-6 fully-random":                                         {Do: desired.Masquerade, NAT: desired.NAT{From: 5, To: 6, Random: true}},
+		"dnat ip6 to [fd00::1]:80":                                                {Do: desired.DNAT, NAT: desired.NAT{Addr: addr("fd00::1"), From: 80, To: 80}},
+		"snat ip to 192.0.2.1":                                                    {Do: desired.SNAT, NAT: desired.NAT{Addr: addr("192.0.2.1")}},
+		"fib daddr type local accept":                                             r(desired.Accept, desired.LocalDst()),
+		"meta mark & 0x00000001 == 0x00000000 accept":                             r(desired.Accept, desired.Marked(1).Negate()),
+	} {
+		if got := rule.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
-		return desired.SetMatch{Set: label, V4: v4}
 	}
-	v4 := rapid.Bool().Draw(t, "v4")
-	r := desired.Rule{
-		In: rapid.SampledFrom([]string{"", "cali*", "cali1"}).Draw(t, "in"), Out: rapid.SampledFrom([]string{"", "vxlan-v6.calico"}).Draw(t, "out"),
-		UDPPort: rapid.Uint16().Draw(t, "port"), Protocol: rapid.Byte().Draw(t, "protocol"),
-		SrcIn: match("in_set", v4), SrcNotIn: match("not_in", v4), DstNotIn: [2]desired.SetMatch{match("dst1", v4), {}},
-		Spoofed: rapid.Bool().Draw(t, "spoofed"), SrcForeignTo: rapid.Bool().Draw(t, "foreign"),
-		Do: rapid.SampledFrom([]desired.Action{desired.Accept, desired.Drop, desired.Notrack, desired.Masquerade}).Draw(t, "do"),
-	}
-	if r.DstNotIn[0].Set != "" {
-		r.DstNotIn[1] = match("dst2", v4)
-	}
-	if rapid.Bool().Draw(t, "prefix") {
-		r.Src = prefix(map[bool]string{true: "10.0.0.0/9", false: "fd00::/17"}[v4])
-	}
-	return r
 }
 
-func TestRulesSurviveBeingPrinted(t *testing.T) {
+func TestElementsEncodeAndPrint(t *testing.T) {
+	fold := desired.NewSetType(true, desired.TypeIPv4, desired.TypeProto, desired.TypePort)
+	fold.Verdicts = true
+	e := fold.Element(desired.Verdict{Do: desired.Goto, Chain: "x"}, desired.AddrPart(prefix("10.0.0.0/8")), desired.ProtoPart(6), desired.PortPart(80, 90))
+	if got := fold.Text(e); got != "10.0.0.0/8 . 6 . 80-90 : goto x" {
+		t.Error(got)
+	}
+	if want := "\x0a\x00\x00\x00\x06\x00\x00\x00\x00\x50\x00\x00"; e.Key != want {
+		t.Errorf("%x", e.Key)
+	}
+	if got := fold.Text(desired.Element{Key: "x", End: "y"}); got != "78-79" {
+		t.Error(got)
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		rules := rapid.SliceOfN(rapid.Custom(drawRule), 0, 4).Draw(t, "rules")
-		got := desired.NewRules(rules...).List()
-		if len(got) != len(rules) {
-			t.Fatalf("%d rules of %d came back:\n%s", len(got), len(rules), desired.NewRules(rules...))
+		bits := rapid.IntRange(0, 128).Draw(t, "bits")
+		a := netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "addr")))
+		m := desired.Member{Net: netip.PrefixFrom(a, bits).Masked()}
+		if got, ok := desired.AddrSetType(false).Member(desired.AddrSetType(false).MemberElement(m)); !ok || got != m {
+			t.Fatalf("%v came back as %v", m, got)
 		}
-		for i := range got {
-			if got[i] != rules[i] {
-				t.Fatalf("%+v came back as %+v", rules[i], got[i])
-			}
+		m = desired.Member{Net: netip.PrefixFrom(a, 128), Proto: rapid.Byte().Draw(t, "proto"), Port: rapid.Uint16().Draw(t, "port")}
+		if got, ok := desired.AddrPortSetType(false).Member(desired.AddrPortSetType(false).MemberElement(m)); !ok || got != m {
+			t.Fatalf("%v came back as %v", m, got)
 		}
 	})
-	for _, bad := range []string{"jump elsewhere", "ip saddr", "iifname cali drop", "udp dport 70000 drop", "ip daddr @x drop", "drop drop", "drop accept"} {
-		if r, err := desired.ParseRule(bad); err == nil {
-			t.Errorf("%q is read as %+v", bad, r)
+}
+
+// TestContentDecidesIdentity: what is equal has one identity, and a change is what makes one content of the other.
+func TestContentDecidesIdentity(t *testing.T) {
+	ports := desired.NewSetType(true, desired.TypePort)
+	draw := rapid.Custom(func(t *rapid.T) desired.Element {
+		from := rapid.Uint16Range(0, 20).Draw(t, "from")
+		return ports.Element(desired.Verdict{}, desired.PortPart(from, from+rapid.Uint16Range(0, 3).Draw(t, "more")))
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		a := desired.NewElements(rapid.SliceOfN(draw, 0, 8).Draw(t, "a")...)
+		b := desired.NewElements(rapid.SliceOfN(draw, 0, 8).Draw(t, "b")...)
+		if (a.Digest() == b.Digest()) != slices.Equal(a.List(), b.List()) {
+			t.Fatal("digest and content disagree")
 		}
+		add, del := b.Since(a)
+		left := slices.DeleteFunc(slices.Clone(a.List()), func(e desired.Element) bool { return slices.Contains(del, e) })
+		if got := desired.NewElements(append(left, add...)...); got.Digest() != b.Digest() {
+			t.Fatalf("%v changed by +%v -%v is not %v", a.List(), add, del, b.List())
+		}
+	})
+	one, two := desired.Rule{Do: desired.Accept}, desired.Rule{Do: desired.Drop}
+	if desired.NewRulesID([]desired.Rule{one, two}) == desired.NewRulesID([]desired.Rule{two, one}) || desired.NewRulesID(nil) != (desired.RulesID{}) {
+		t.Error("the order of rules does not count")
 	}
 }
 
-func TestNetSetMerges(t *testing.T) {
-	s := desired.NewNetSet(prefix("10.0.0.128/25"), prefix("10.0.0.0/25"), prefix("10.0.0.7/32"), prefix("10.0.1.0/26"), netip.Prefix{})
-	if s.String() != "10.0.0.0/24,10.0.1.0/26" || len(s.Ranges()) != 1 || s.Ranges()[0].String() != "10.0.0.0-10.0.1.63" {
-		t.Errorf("%s %v", s, s.Ranges())
+func TestUnusedObjectsGo(t *testing.T) {
+	var n desired.NFT
+	m := desired.NewSetType(false, desired.TypeInterface)
+	m.Verdicts = true
+	n.AddElements("dispatch", m, desired.NewElements(m.Element(desired.Verdict{Do: desired.Goto, Chain: "used"}, desired.InterfacePart("cali1"))))
+	n.AddSet("lonely", desired.AddrSetType(true), nil)
+	n.AddSet("asked", desired.AddrSetType(true), nil)
+	n.AddChain("base", desired.Hook{Type: "filter", Name: "input"}, desired.Rule{Do: desired.VMap, Map: "dispatch", Key: []desired.Field{desired.FieldIn}})
+	n.AddChain("used", desired.Hook{}, desired.Rule{Match: []desired.Match{desired.SrcIn("asked", true)}, Do: desired.Drop})
+	n.AddChain("unused", desired.Hook{}, desired.Rule{Do: desired.Jump, Chain: "unused"})
+	n.DropUnused()
+	if got := slices.SortedFunc(maps.Keys(n.Objects), desired.NFTKey.Compare); fmt.Sprint(got) != "[set asked set dispatch chain base chain used]" {
+		t.Error(got)
 	}
-	if s != desired.NewNetSet(s.Prefixes()...) || (desired.NetSet{}) != desired.NewNetSet() {
-		t.Error("equal sets differ")
+}
+
+func TestUnionMerges(t *testing.T) {
+	s := desired.UnionOf(prefix("10.0.0.128/25"), prefix("10.0.0.0/25"), prefix("10.0.0.7/32"), prefix("10.0.1.0/26"), netip.Prefix{})
+	if fmt.Sprint(s) != "[10.0.0.0/24 10.0.1.0/26]" || desired.NetMembers(s...).Len() != 2 {
+		t.Error(s)
 	}
 }

@@ -52,11 +52,25 @@ func (d *Digest) add(m Member, sign int) {
 	b = append(b, a[:]...)
 	b = append(b, byte(m.Net.Bits()), btoi(m.Net.Addr().Is4()), m.Proto)
 	b = binary.BigEndian.AppendUint16(b, m.Port)
+	d.count(b, sign)
+}
+
+// count is add for an element of any kind, given as bytes.
+func (d *Digest) count(b []byte, sign int) {
 	h := sha256.Sum256(b)
 	d.Size += sign
 	for i := range d.Sum {
 		d.Sum[i] += uint64(sign) * binary.BigEndian.Uint64(h[8*i:])
 	}
+}
+
+// MembersDigest is the digest of a list without repetitions.
+func MembersDigest(list []Member) Digest {
+	var d Digest
+	for _, m := range list {
+		d.add(m, 1)
+	}
+	return d
 }
 
 func btoi(b bool) byte {

@@ -1,14 +1,11 @@
 package desired
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
-
-	"go4.org/netipx"
 )
 
 // NFTTable is the name of our one nftables table, of family inet. Everything in it is ours, nothing outside it is.
@@ -23,7 +20,7 @@ type NFTKey struct {
 // NFTKind says what an object is.
 type NFTKind uint8
 
-// The kinds, in the order in which they are made: chains refer to sets.
+// The kinds. Sets and maps share one name space.
 const (
 	NFTSet NFTKind = iota + 1
 	NFTChain
@@ -45,41 +42,157 @@ func (k NFTKey) Compare(o NFTKey) int {
 	return strings.Compare(k.Name, o.Name)
 }
 
-// NFTObject is a set, where only V4 and Members count, or a base chain.
+// NFTObject says what a set or a chain is: two objects are equal exactly when their contents are. The contents
+// themselves, which may be large, stand beside it in NFT.
 type NFTObject struct {
-	V4      bool   // the set holds IPv4 addresses, otherwise IPv6
-	Members NetSet // of a set
-
-	Type     string // of a chain: filter or nat
-	Hook     string // prerouting, input, forward, output or postrouting
-	Priority int    // as nft prints it in numbers; the policy is accept
-	Rules    Rules
+	Type     SetType // of a set or map
+	Elements Digest  // of a set or map
+	Base     Hook    // of a base chain; zero for a regular chain, which is only jumped to
+	Rules    RulesID // of a chain
 }
 
-// NFT is everything in the table.
-type NFT map[NFTKey]NFTObject
+// Hook is where a base chain is attached. Its policy is accept.
+type Hook struct {
+	Type     string // filter or nat
+	Name     string // prerouting, input, forward, output or postrouting
+	Priority int    // as nft prints it in numbers
+}
+
+// NFT is everything in the table. The zero value is an empty table. It is filled by its methods, and not changed after
+// it was handed on.
+type NFT struct {
+	Objects map[NFTKey]NFTObject
+
+	// contents of the objects, by what identifies them
+	members  map[Digest]*Members
+	elements map[Digest]*Elements
+	rules    map[RulesID][]Rule
+}
+
+// AddSet adds a set of addresses, or of addresses, protocols and ports; see SetType.OfMembers.
+func (n *NFT) AddSet(name string, t SetType, m *Members) {
+	n.put(NFTKey{NFTSet, name}, NFTObject{Type: t, Elements: m.Digest()})
+	if n.members == nil {
+		n.members = map[Digest]*Members{}
+	}
+	n.members[m.Digest()] = m
+}
+
+// AddElements adds a set or map of any type.
+func (n *NFT) AddElements(name string, t SetType, e *Elements) {
+	n.put(NFTKey{NFTSet, name}, NFTObject{Type: t, Elements: e.Digest()})
+	if n.elements == nil {
+		n.elements = map[Digest]*Elements{}
+	}
+	n.elements[e.Digest()] = e
+}
+
+// AddChain adds a base chain, or with the zero Hook a regular one.
+func (n *NFT) AddChain(name string, base Hook, rules ...Rule) {
+	n.AddRules(name, base, NewRulesID(rules), rules)
+}
+
+// AddRules is AddChain for callers who keep the identity of the rules.
+func (n *NFT) AddRules(name string, base Hook, id RulesID, rules []Rule) {
+	n.put(NFTKey{NFTChain, name}, NFTObject{Base: base, Rules: id})
+	if n.rules == nil {
+		n.rules = map[RulesID][]Rule{}
+	}
+	n.rules[id] = rules
+}
+
+func (n *NFT) put(k NFTKey, o NFTObject) {
+	if n.Objects == nil {
+		n.Objects = map[NFTKey]NFTObject{}
+	}
+	n.Objects[k] = o
+}
+
+// Merge adds everything of other, which wins where both have an object.
+func (n *NFT) Merge(other NFT) {
+	for k, o := range other.Objects {
+		n.put(k, o)
+	}
+	n.members = merged(n.members, other.members)
+	n.elements = merged(n.elements, other.elements)
+	n.rules = merged(n.rules, other.rules)
+}
+
+func merged[K comparable, V any](a, b map[K]V) map[K]V {
+	if a == nil {
+		a = make(map[K]V, len(b))
+	}
+	maps.Copy(a, b)
+	return a
+}
+
+// Members is the content of a set of members, if n has it.
+func (n NFT) Members(d Digest) (*Members, bool) {
+	m, ok := n.members[d]
+	return m, ok || d == Digest{}
+}
+
+// Elements is the content of another set or map, if n has it.
+func (n NFT) Elements(d Digest) (*Elements, bool) {
+	e, ok := n.elements[d]
+	return e, ok || d == Digest{}
+}
+
+// Rules is the content of a chain, if n has it.
+func (n NFT) Rules(id RulesID) ([]Rule, bool) {
+	r, ok := n.rules[id]
+	return r, ok || id == RulesID{}
+}
+
+// DropUnused removes the sets and regular chains that no rule and no map refers to.
+func (n *NFT) DropUnused() {
+	used := map[NFTKey]bool{}
+	var visit func(NFTKey)
+	visit = func(k NFTKey) {
+		o, there := n.Objects[k]
+		if !there || used[k] {
+			return
+		}
+		used[k] = true
+		for _, r := range n.rules[o.Rules] {
+			for _, set := range r.Sets() {
+				visit(NFTKey{NFTSet, set})
+			}
+			visit(NFTKey{NFTChain, r.Chain})
+		}
+		if e := n.elements[o.Elements]; k.Kind == NFTSet && !o.Type.OfMembers() && e != nil {
+			for _, el := range e.list {
+				visit(NFTKey{NFTChain, el.Verdict.Chain})
+			}
+		}
+	}
+	for k, o := range n.Objects {
+		if o.Base != (Hook{}) {
+			visit(k)
+		}
+	}
+	maps.DeleteFunc(n.Objects, func(k NFTKey, _ NFTObject) bool { return !used[k] })
+}
 
 // String is the table as nft(8) lists it.
 func (n NFT) String() string {
-	if len(n) == 0 {
+	if len(n.Objects) == 0 {
 		return ""
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", NFTTable)
-	for _, k := range slices.SortedFunc(maps.Keys(n), NFTKey.Compare) {
-		o := n[k]
-		fmt.Fprintf(&b, "\t%s {\n", k)
+	for _, k := range slices.SortedFunc(maps.Keys(n.Objects), NFTKey.Compare) {
+		o := n.Objects[k]
 		if k.Kind == NFTSet {
-			family := map[bool]string{true: "ipv4_addr", false: "ipv6_addr"}[o.V4]
-			fmt.Fprintf(&b, "\t\ttype %s\n\t\tflags interval\n", family)
-			if o.Members != (NetSet{}) {
-				fmt.Fprintf(&b, "\t\telements = { %s }\n", strings.ReplaceAll(o.Members.text, ",", ", "))
-			}
-		} else {
-			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", o.Type, o.Hook, o.Priority)
-			for _, r := range o.Rules.List() {
-				fmt.Fprintf(&b, "\t\t%s\n", r)
-			}
+			n.printSet(&b, k.Name, o)
+			continue
+		}
+		fmt.Fprintf(&b, "\tchain %s {\n", k.Name)
+		if o.Base != (Hook{}) {
+			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", o.Base.Type, o.Base.Name, o.Base.Priority)
+		}
+		for _, r := range n.rules[o.Rules] {
+			fmt.Fprintf(&b, "\t\t%s\n", r)
 		}
 		b.WriteString("\t}\n")
 	}
@@ -87,250 +200,59 @@ func (n NFT) String() string {
 	return b.String()
 }
 
-// NetSet is an immutable set of addresses, kept as the fewest prefixes, that can be compared with ==. The zero value is
-// the empty set.
-type NetSet struct{ text string }
-
-// NewNetSet is the union of the prefixes: overlapping and adjacent ones are merged. Invalid ones do not count.
-func NewNetSet(nets ...netip.Prefix) NetSet {
-	var b netipx.IPSetBuilder
-	for _, n := range nets {
-		if n.IsValid() {
-			b.AddPrefix(n.Masked())
+func (n NFT) printSet(b *strings.Builder, name string, o NFTObject) {
+	word := map[bool]string{false: "set", true: "map"}[o.Type.Verdicts]
+	fmt.Fprintf(b, "\t%s %s {\n\t\t%s\n", word, name, strings.ReplaceAll(o.Type.String(), "; ", "\n\t\t"))
+	var lines []string
+	if o.Type.OfMembers() {
+		for _, m := range slices.SortedFunc(n.members[o.Elements].All(), Member.Compare) {
+			lines = append(lines, m.String())
+		}
+	} else if e := n.elements[o.Elements]; e != nil {
+		for _, el := range e.list {
+			lines = append(lines, o.Type.Text(el))
 		}
 	}
-	set, err := b.IPSet()
-	if err != nil {
-		return NetSet{} // cannot be: every prefix is valid
-	}
-	words := make([]string, 0, len(nets))
-	for _, p := range set.Prefixes() {
-		words = append(words, p.String())
-	}
-	return NetSet{strings.Join(words, ",")}
-}
-
-// Prefixes is the set as the fewest prefixes in ascending order.
-func (s NetSet) Prefixes() []netip.Prefix {
-	if s.text == "" {
-		return nil
-	}
-	words := strings.Split(s.text, ",")
-	out := make([]netip.Prefix, len(words))
-	for i, w := range words {
-		out[i] = netip.MustParsePrefix(w) // written by NewNetSet
-	}
-	return out
-}
-
-// Ranges is the set as the fewest ranges in ascending order: no two touch.
-func (s NetSet) Ranges() []netipx.IPRange {
-	var b netipx.IPSetBuilder
-	for _, p := range s.Prefixes() {
-		b.AddPrefix(p)
-	}
-	set, err := b.IPSet()
-	if err != nil {
-		return nil // cannot be: every prefix is valid
-	}
-	return set.Ranges()
-}
-
-// String is the prefixes separated by commas.
-func (s NetSet) String() string { return s.text }
-
-// Rule is one rule. All conditions that are set must hold.
-type Rule struct {
-	In           string       // name of the interface it came by; with a star at the end, how the name begins
-	Out          string       // name of the interface it leaves by
-	UDPPort      uint16       // it is UDP to this port
-	Protocol     uint8        // its IP protocol is this number; 0 is any
-	Src          netip.Prefix // its source lies in here
-	SrcIn        SetMatch     // its source is in a set
-	DstNotIn     [2]SetMatch  // its destination is in none of these sets
-	SrcNotIn     SetMatch     // its source is not in a set
-	Spoofed      bool         // the way back to its source does not lead out where it came in
-	SrcForeignTo bool         // its source is this host's, but not an address of the interface it leaves by
-	Do           Action
-}
-
-// SetMatch names a set and the family of its members.
-type SetMatch struct {
-	Set string
-	V4  bool
-}
-
-// Action is what a rule does.
-type Action string
-
-// The actions, in nft's words.
-const (
-	Accept     Action = "accept"
-	Drop       Action = "drop"
-	Notrack    Action = "notrack"
-	Masquerade Action = "masquerade fully-random"
-)
-
-// String is the rule as nft(8) prints it.
-func (r Rule) String() string {
-	var w []string
-	add := func(words ...string) { w = append(w, words...) }
-	ip := func(v4 bool) string {
-		if v4 {
-			return "ip"
-		}
-		return "ip6"
-	}
-	if r.In != "" {
-		add("iifname", strconv.Quote(r.In))
-	}
-	if r.Out != "" {
-		add("oifname", strconv.Quote(r.Out))
-	}
-	if r.UDPPort != 0 {
-		add("udp dport", strconv.Itoa(int(r.UDPPort)))
-	}
-	if r.Protocol != 0 {
-		add("meta l4proto", strconv.Itoa(int(r.Protocol)))
-	}
-	if r.Src.IsValid() {
-		add(ip(r.Src.Addr().Is4()), "saddr", r.Src.String())
-	}
-	if r.SrcIn.Set != "" {
-		add(ip(r.SrcIn.V4), "saddr @"+r.SrcIn.Set)
-	}
-	if r.SrcNotIn.Set != "" {
-		add(ip(r.SrcNotIn.V4), "saddr != @"+r.SrcNotIn.Set)
-	}
-	for _, d := range r.DstNotIn {
-		if d.Set != "" {
-			add(ip(d.V4), "daddr != @"+d.Set)
-		}
-	}
-	if r.Spoofed {
-		add("fib saddr . iif oif missing")
-	}
-	if r.SrcForeignTo {
-		add("fib saddr type local fib saddr . oif type != local")
-	}
-	add(string(r.Do))
-	return strings.Join(w, " ")
-}
-
-// ParseRule reads what Rule.String writes.
-func ParseRule(text string) (Rule, error) {
-	var r Rule
-	rest := strings.Fields(text)
-	for len(rest) > 0 {
-		n, err := r.word(rest)
-		if err != nil {
-			return Rule{}, fmt.Errorf("parse rule %q: %w", text, err)
-		}
-		rest = rest[n:]
-	}
-	if r.String() != text {
-		return Rule{}, fmt.Errorf("parse rule %q: it would be printed as %q", text, r)
-	}
-	return r, nil
-}
-
-// word reads one condition or the action and says how many words it took.
-func (r *Rule) word(w []string) (int, error) {
-	at := func(i int) string {
-		if i < len(w) {
-			return w[i]
-		}
-		return ""
-	}
-	line := strings.Join(w, " ")
-	for _, a := range []Action{Accept, Drop, Notrack, Masquerade} {
-		if line == string(a) {
-			r.Do = a
-			return len(w), nil
-		}
-	}
-	var err error
+	const few = 8
 	switch {
-	case at(0) == "iifname":
-		r.In, err = strconv.Unquote(at(1))
-		return 2, err
-	case at(0) == "oifname":
-		r.Out, err = strconv.Unquote(at(1))
-		return 2, err
-	case at(0) == "udp" && at(1) == "dport":
-		var n uint64
-		n, err = strconv.ParseUint(at(2), 10, 16)
-		r.UDPPort = uint16(n)
-		return 3, err
-	case at(0) == "meta" && at(1) == "l4proto":
-		var n uint64
-		n, err = strconv.ParseUint(at(2), 10, 8)
-		r.Protocol = uint8(n)
-		return 3, err
-	case at(0) == "ip" || at(0) == "ip6":
-		return r.address(at(0) == "ip", at)
-	case strings.HasPrefix(line, "fib saddr . iif oif missing"):
-		r.Spoofed = true
-		return 6, nil
-	case strings.HasPrefix(line, "fib saddr type local fib saddr . oif type != local"):
-		r.SrcForeignTo = true
-		return 11, nil
-	}
-	return 0, fmt.Errorf("%q is not one of our expressions", at(0))
-}
-
-func (r *Rule) address(v4 bool, at func(int) string) (int, error) {
-	not := at(2) == "!="
-	what, n := at(2), 3
-	if not {
-		what, n = at(3), 4
-	}
-	set, isSet := strings.CutPrefix(what, "@")
-	m := SetMatch{set, v4}
-	switch {
-	case at(1) == "saddr" && isSet && not:
-		r.SrcNotIn = m
-	case at(1) == "saddr" && isSet:
-		r.SrcIn = m
-	case at(1) == "daddr" && isSet && not && r.DstNotIn[0].Set == "":
-		r.DstNotIn[0] = m
-	case at(1) == "daddr" && isSet && not:
-		r.DstNotIn[1] = m
-	case at(1) == "saddr" && !not:
-		var err error
-		r.Src, err = netip.ParsePrefix(what)
-		return n, err
+	case len(lines) == 0:
+	case len(lines) <= few && !o.Type.Verdicts:
+		fmt.Fprintf(b, "\t\telements = { %s }\n", strings.Join(lines, ", "))
 	default:
-		return 0, fmt.Errorf("%q is not one of our matches of an address", at(1)+" "+what)
+		fmt.Fprintf(b, "\t\telements = {\n\t\t\t%s\n\t\t}\n", strings.Join(lines, ",\n\t\t\t"))
 	}
-	return n, nil
+	b.WriteString("\t}\n")
 }
 
-// Rules is an immutable list of rules that can be compared with ==. The zero value is the empty list.
-type Rules struct{ text string }
+// RuleID identifies a rule by its text.
+type RuleID [16]byte
 
-// NewRules is the list of the rules given, in order.
-func NewRules(rules ...Rule) Rules {
-	lines := make([]string, len(rules))
+// RulesID identifies a list of rules: two lists with the same texts in the same order have the same one. The zero value
+// is that of the empty list.
+type RulesID struct {
+	N   int
+	Sum [16]byte
+}
+
+// NewRulesID is the identity of a list.
+func NewRulesID(rules []Rule) RulesID {
+	ids := make([]RuleID, len(rules))
 	for i, r := range rules {
-		lines[i] = r.String()
+		ids[i] = r.ID()
 	}
-	return Rules{strings.Join(lines, "\n")}
+	return JoinRuleIDs(ids)
 }
 
-// List is the rules in order.
-func (l Rules) List() []Rule {
-	if l.text == "" {
-		return nil
+// JoinRuleIDs is the identity of the list of the rules that have these identities.
+func JoinRuleIDs(ids []RuleID) RulesID {
+	if len(ids) == 0 {
+		return RulesID{}
 	}
-	var out []Rule
-	for line := range strings.SplitSeq(l.text, "\n") {
-		if r, err := ParseRule(line); err == nil { // written by NewRules
-			out = append(out, r)
-		}
+	h := sha256.New()
+	for _, id := range ids {
+		h.Write(id[:])
 	}
+	out := RulesID{N: len(ids)}
+	copy(out.Sum[:], h.Sum(nil))
 	return out
 }
-
-// String is one rule a line.
-func (l Rules) String() string { return l.text }

@@ -1,7 +1,8 @@
 // Package nft keeps our nftables table, `inet maneki`, as desired.NFT says. It speaks netlink; no program is run.
 //
 // Everything in the table is ours, whatever wrote it: foreign sets, chains and rules in it are removed. All other tables
-// are left alone. Every rule carries its own text, by which it is recognised; a rule without one is somebody else's.
+// are left alone. Every rule carries its own identity and a hash of its expressions, by which it is recognised; one
+// without them is somebody else's.
 package nft
 
 import (
@@ -9,13 +10,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
+	"maps"
+	"sync"
 	"syscall"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/userdata"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/dataplane/notify"
@@ -23,45 +21,56 @@ import (
 	"github.com/manekinet/maneki/reconcile"
 )
 
-const (
-	// socketBuffer in bytes: a batch is sent as one message, and each rule is echoed.
-	socketBuffer = 16 << 20
-	// chunk bounds the elements of one message: its length is a 16-bit number of bytes, and one that is too long is cut
-	// without an error. An element with a key of 16 bytes takes 32 bytes.
-	chunk = 1000
-	// textType marks a rule's text among its user data. It is none of nft's own types, so that listings do not show it.
-	textType userdata.Type = 0x4d
-	maxText  int           = 254 // bytes: its length is one byte, the terminating zero included
-)
-
 // Entry is one object for Apply.
 type Entry = reconcile.Entry[desired.NFTKey, desired.NFTObject]
 
-// Applier is the table of one network namespace. It is safe for use by one goroutine at a time.
+// Applier is the table of one network namespace. Provide, Watch and Counters are safe for concurrent use; the rest is for
+// one goroutine at a time.
 type Applier struct {
-	conn  *nftables.Conn
-	table *nftables.Table
-	have  desired.NFT // as of the last listing or writing
+	conn    *socket
+	have    map[desired.NFTKey]desired.NFTObject // as of the last listing or writing
+	written map[string]content                   // of sets, as last written: what changes start from
+
+	mu       sync.Mutex
+	contents [2]desired.NFT // the newest, and the one before, of which some may still be asked for
+}
+
+// content is what a set holds.
+type content struct {
+	members  *desired.Members
+	elements *desired.Elements
 }
 
 var _ reconcile.BatchApplier[desired.NFTKey, desired.NFTObject] = (*Applier)(nil)
 
 // New opens netlink in the namespace of the calling thread.
 func New() (*Applier, error) {
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
-	}))
+	conn, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return &Applier{conn: conn, table: &nftables.Table{Name: desired.NFTTable, Family: nftables.TableFamilyINet}, have: desired.NFT{}}, nil
+	return &Applier{conn: conn, have: map[desired.NFTKey]desired.NFTObject{}, written: map[string]content{}}, nil
 }
 
 // Close releases the socket. The table stays.
-func (a *Applier) Close() error { return a.conn.CloseLasting() }
+func (a *Applier) Close() error { return a.conn.close() }
 
-// Watch calls changed whenever something in the table has changed, by whomever. See notify.Follow for the rest.
-func Watch(ctx context.Context, changed func()) error {
+// Provide hands over the contents of the objects that are wanted from now on. It comes before the Set of the Table.
+func (a *Applier) Provide(n desired.NFT) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.contents = [2]desired.NFT{n, a.contents[0]}
+}
+
+func (a *Applier) provided() [2]desired.NFT {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.contents
+}
+
+// Watch calls changed whenever something in the table has changed that the Applier itself did not change. See
+// notify.Follow for the rest.
+func (a *Applier) Watch(ctx context.Context, changed func()) error {
 	name := append([]byte(desired.NFTTable), 0)
 	matters := func(m syscall.NetlinkMessage) bool {
 		const header = 4 // struct nfgenmsg; the table's name is the first attribute of all kinds but the generation
@@ -70,137 +79,17 @@ func Watch(ctx context.Context, changed func()) error {
 		}
 		return bytes.HasPrefix(m.Data[header+4:], name)
 	}
-	return notify.Follow(ctx, unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, matters, changed)
+	return notify.FollowOthers(ctx, unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, a.conn.port, matters, changed)
 }
 
 // Dump lists the table. One that does not exist is empty.
 func (a *Applier) Dump(context.Context) (map[desired.NFTKey]desired.NFTObject, error) {
-	out := desired.NFT{}
-	there, err := a.exists()
+	l, err := a.conn.list()
 	if err != nil {
 		return nil, err
 	}
-	if !there {
-		a.have = out
-		return copyOf(out), nil
-	}
-	sets, err := a.conn.GetSets(a.table)
-	if err != nil {
-		return nil, fmt.Errorf("list sets: %w", err)
-	}
-	for _, s := range sets {
-		if s.Anonymous {
-			continue // of a foreign rule
-		}
-		if out[desired.NFTKey{Kind: desired.NFTSet, Name: s.Name}], err = a.set(s); err != nil {
-			return nil, err
-		}
-	}
-	chains, err := a.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, fmt.Errorf("list chains: %w", err)
-	}
-	for _, c := range chains {
-		if c.Table.Name != desired.NFTTable {
-			continue
-		}
-		if out[desired.NFTKey{Kind: desired.NFTChain, Name: c.Name}], err = a.chain(c); err != nil {
-			return nil, err
-		}
-	}
-	a.have = out
-	return copyOf(out), nil
-}
-
-func copyOf(n desired.NFT) desired.NFT {
-	c := desired.NFT{}
-	for k, v := range n {
-		c[k] = v
-	}
-	return c
-}
-
-func (a *Applier) exists() (bool, error) {
-	tables, err := a.conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("list tables: %w", err)
-	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == desired.NFTTable }), nil
-}
-
-// set reads a set. One of another type than we make counts as one without members and of the wrong family.
-func (a *Applier) set(s *nftables.Set) (desired.NFTObject, error) {
-	o := desired.NFTObject{V4: s.KeyType.Bytes == 4}
-	elements, err := a.conn.GetSetElements(s)
-	if err != nil {
-		return o, fmt.Errorf("list elements of %s: %w", s.Name, err)
-	}
-	if s.IsMap || !s.Interval || s.KeyType.Bytes != 4 && s.KeyType.Bytes != 16 {
-		o.Type = "foreign"
-		return o, nil
-	}
-	o.Members = members(elements)
-	return o, nil
-}
-
-// members turns interval starts and ends into prefixes. The kernel lists them in no order that we rely on.
-func members(elements []nftables.SetElement) desired.NetSet {
-	slices.SortFunc(elements, func(x, y nftables.SetElement) int {
-		if c := bytes.Compare(x.Key, y.Key); c != 0 {
-			return c
-		}
-		return btoi(y.IntervalEnd) - btoi(x.IntervalEnd) // an end comes before the next start
-	})
-	var out []netip.Prefix
-	var start netip.Addr
-	for _, e := range elements {
-		at, _ := netip.AddrFromSlice(e.Key)
-		if start.IsValid() {
-			out = append(out, between(start, at.Prev())...)
-			start = netip.Addr{}
-		}
-		if !e.IntervalEnd {
-			start = at
-		}
-	}
-	if start.IsValid() {
-		out = append(out, between(start, last(start))...)
-	}
-	return desired.NewNetSet(out...)
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// chain reads a chain. A rule without our text makes it differ from every chain that is wanted.
-func (a *Applier) chain(c *nftables.Chain) (desired.NFTObject, error) {
-	o := desired.NFTObject{Type: string(c.Type)}
-	if c.Hooknum != nil && c.Priority != nil {
-		o.Hook, o.Priority = hookName(*c.Hooknum), int(*c.Priority)
-	}
-	if c.Policy != nil && *c.Policy != nftables.ChainPolicyAccept {
-		o.Type = "foreign"
-	}
-	list, err := a.conn.GetRules(a.table, c)
-	if err != nil {
-		return o, fmt.Errorf("list rules of %s: %w", c.Name, err)
-	}
-	var rules []desired.Rule
-	for _, r := range list {
-		text, _ := userdata.GetString(r.UserData, textType)
-		rule, err := desired.ParseRule(text)
-		if err != nil {
-			o.Type = "foreign"
-			continue
-		}
-		rules = append(rules, rule)
-	}
-	o.Rules = desired.NewRules(rules...)
-	return o, nil
+	a.have = l.objects
+	return maps.Clone(l.objects), nil
 }
 
 // Put creates or replaces one object.
@@ -214,9 +103,9 @@ func (a *Applier) Delete(ctx context.Context, k desired.NFTKey) error {
 }
 
 // Apply changes the table in one transaction, so that no packet meets half of it. Where the kernel refuses to change
-// what is there, the whole table is made anew, in one transaction as well.
+// what is there, because it is not what was listed, the whole table is made anew, in one transaction as well.
 func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) map[desired.NFTKey]error {
-	next := copyOf(a.have)
+	next := maps.Clone(a.have)
 	for _, e := range puts {
 		next[e.Key] = e.Value
 	}
@@ -224,9 +113,10 @@ func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) 
 		delete(next, k)
 	}
 	err := a.change(puts, dels)
-	if err != nil {
-		err = errors.Join(err, a.rebuild(next))
-		if err != nil && a.matches(next) {
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		if again := a.rebuild(next); again != nil {
+			err = errors.Join(err, again)
+		} else {
 			err = nil
 		}
 	}
@@ -244,110 +134,50 @@ func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) 
 	return errs
 }
 
-// matches asks the kernel whether the table is as it should be.
-func (a *Applier) matches(want desired.NFT) bool {
-	have, err := a.Dump(context.Background())
-	return err == nil && desired.NFT(have).String() == want.String()
+// rebuild replaces the whole table. Objects whose content is not at hand are not wanted any more.
+func (a *Applier) rebuild(next map[desired.NFTKey]desired.NFTObject) error {
+	provided := a.provided()
+	maps.DeleteFunc(next, func(k desired.NFTKey, o desired.NFTObject) bool { return !at(provided, k, o) })
+	b := a.conn.batch()
+	b.table() // deleting a table that is not there is an error
+	b.delTable()
+	have, written := a.have, a.written
+	a.have, a.written = map[desired.NFTKey]desired.NFTObject{}, map[string]content{}
+	var puts []Entry
+	for k, o := range next {
+		puts = append(puts, Entry{Key: k, Value: o})
+	}
+	t, err := a.transaction(b, puts, nil)
+	if err == nil {
+		err = t.commit()
+	}
+	if err != nil {
+		a.have, a.written = have, written
+	}
+	return err
+}
+
+// at reports whether an object's content is at hand.
+func at(provided [2]desired.NFT, k desired.NFTKey, o desired.NFTObject) bool {
+	for _, p := range provided {
+		_, rules := p.Rules(o.Rules)
+		_, members := p.Members(o.Elements)
+		_, elements := p.Elements(o.Elements)
+		switch {
+		case k.Kind == desired.NFTChain && rules && o.Base.Type != foreign,
+			k.Kind == desired.NFTSet && o.Type.OfMembers() && members,
+			k.Kind == desired.NFTSet && !o.Type.OfMembers() && elements && o.Type.Key[0] != 0:
+			return true
+		}
+	}
+	return false
 }
 
 // change touches only what differs.
 func (a *Applier) change(puts []Entry, dels []desired.NFTKey) error {
-	a.conn.AddTable(a.table)
-	for _, kind := range []desired.NFTKind{desired.NFTSet, desired.NFTChain} {
-		for _, e := range puts {
-			if e.Key.Kind != kind {
-				continue
-			}
-			if err := a.write(e.Key, e.Value); err != nil {
-				return err
-			}
-		}
-	}
-	for _, kind := range []desired.NFTKind{desired.NFTChain, desired.NFTSet} { // what refers goes before what is referred to
-		for _, k := range dels {
-			if _, there := a.have[k]; !there || k.Kind != kind {
-				continue
-			}
-			if kind == desired.NFTSet {
-				a.conn.DelSet(&nftables.Set{Table: a.table, Name: k.Name})
-				continue
-			}
-			c := &nftables.Chain{Table: a.table, Name: k.Name}
-			a.conn.FlushChain(c)
-			a.conn.DelChain(c)
-		}
-	}
-	if err := a.conn.Flush(); err != nil {
-		return fmt.Errorf("change nftables: %w", err)
-	}
-	return nil
-}
-
-// rebuild replaces the whole table.
-func (a *Applier) rebuild(all desired.NFT) error {
-	there, err := a.exists()
+	t, err := a.transaction(a.conn.batch(), puts, dels)
 	if err != nil {
 		return err
 	}
-	if there {
-		a.conn.DelTable(a.table)
-	}
-	a.have = desired.NFT{}
-	var puts []Entry
-	for k, o := range all {
-		puts = append(puts, Entry{Key: k, Value: o})
-	}
-	return a.change(puts, nil)
-}
-
-// write adds one object to the transaction, emptied first if it is there.
-func (a *Applier) write(k desired.NFTKey, o desired.NFTObject) error {
-	if k.Kind == desired.NFTSet {
-		return a.writeSet(k.Name, o)
-	}
-	c, err := newChain(a.table, k.Name, o)
-	if err != nil {
-		return err
-	}
-	a.conn.AddChain(c)
-	a.conn.FlushChain(c)
-	for _, r := range o.Rules.List() {
-		exprs, err := expressions(r)
-		if err != nil {
-			return err
-		}
-		text := r.String()
-		if len(text) > maxText {
-			return fmt.Errorf("chain %s: rule of %d characters: at most %d are allowed", k.Name, len(text), maxText)
-		}
-		a.conn.AddRule(&nftables.Rule{Table: a.table, Chain: c, Exprs: exprs, UserData: userdata.AppendString(nil, textType, text)})
-	}
-	return nil
-}
-
-func (a *Applier) writeSet(name string, o desired.NFTObject) error {
-	s := &nftables.Set{Table: a.table, Name: name, Interval: true, KeyType: nftables.TypeIP6Addr}
-	if o.V4 {
-		s.KeyType = nftables.TypeIPAddr
-	}
-	if err := a.conn.AddSet(s, nil); err != nil {
-		return fmt.Errorf("add set %s: %w", name, err)
-	}
-	a.conn.FlushSet(s)
-	var elements []nftables.SetElement
-	for _, r := range o.Members.Ranges() {
-		if r.From().Is4() != o.V4 {
-			return fmt.Errorf("set %s: %s is of the other family", name, r)
-		}
-		elements = append(elements, nftables.SetElement{Key: r.From().AsSlice()})
-		if end := r.To().Next(); end.IsValid() { // an interval without an end reaches to the last address
-			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-		}
-	}
-	for part := range slices.Chunk(elements, chunk) {
-		if err := a.conn.SetAddElements(s, part); err != nil {
-			return fmt.Errorf("add elements to %s: %w", name, err)
-		}
-	}
-	return nil
+	return t.commit()
 }
