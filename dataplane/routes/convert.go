@@ -87,6 +87,9 @@ func gatewayOf(gw net.IP, via netlink.Destination) (netip.Addr, bool) {
 	return a, ok
 }
 
+// loopback is the device of a local route: the kernel accepts no other.
+const loopback = "lo"
+
 // kernelRoute is what Put writes; index has the interfaces by name.
 func kernelRoute(k desired.RouteKey, v desired.Route, index map[string]int) *netlink.Route {
 	r := &netlink.Route{
@@ -106,8 +109,8 @@ func kernelRoute(k desired.RouteKey, v desired.Route, index map[string]int) *net
 	if v.Type == desired.Blackhole {
 		r.Type = unix.RTN_BLACKHOLE
 	}
-	if v.Type == desired.Local { // the kernel accepts no wider scope and no other device
-		r.Type, r.Scope, r.LinkIndex = unix.RTN_LOCAL, netlink.SCOPE_HOST, index["lo"]
+	if v.Type == desired.Local { // the kernel accepts no wider scope
+		r.Type, r.Scope, r.LinkIndex = unix.RTN_LOCAL, netlink.SCOPE_HOST, index[loopback]
 	}
 	if v.LinkScope {
 		r.Scope = netlink.SCOPE_LINK

@@ -100,13 +100,25 @@ func (a *Applier) write(k desired.RouteKey, v desired.Route) error {
 	return nil
 }
 
+// devices are the interfaces that a route names.
+func devices(v desired.Route) []string {
+	if v.Type == desired.Local {
+		return []string{loopback}
+	}
+	var out []string
+	for _, h := range v.Hops() {
+		out = append(out, h.Dev)
+	}
+	return out
+}
+
 // create resolves the interfaces and writes the route.
 func (a *Applier) create(k desired.RouteKey, v desired.Route, replace bool) (*netlink.Route, error) {
 	var err error
 	for _, ask := range [...]bool{false, true} {
 		index := map[string]int{}
-		for _, h := range v.Hops() {
-			if index[h.Dev], err = a.links.index(a.handle, h.Dev, ask); err != nil {
+		for _, dev := range devices(v) {
+			if index[dev], err = a.links.index(a.handle, dev, ask); err != nil {
 				return nil, err
 			}
 		}
