@@ -273,7 +273,9 @@ func (f *FelixConfiguration) Default() {
 // acts on.
 func servedParameters() []string {
 	return []string{
-		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "externalNodesList", "natOutgoingExclusions",
+		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "defaultEndpointToHostAction", "disableConntrackInvalidCheck",
+		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "iptablesFilterDenyAction", "logActionRateLimit",
+		"logPrefix", "natOutgoingExclusions", "nftablesFilterDenyAction",
 		"vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
 	}
 }

@@ -95,6 +95,7 @@ type Core struct {
 	mtu        int
 	learnt     map[netip.Prefix]bgp.Path
 	underlay   []desired.Underlay
+	policies   *policies
 }
 
 // New returns a core without inputs.
@@ -115,12 +116,13 @@ func New(opts Options) *Core {
 		floors:     map[desired.EndpointKey]uint64{},
 		trusted:    map[desired.EndpointKey]bool{},
 		corrupt:    map[datastore.Key]string{},
+		policies:   newPolicies(opts.Node),
 	}
 }
 
 // Queries lists what the agent has to follow in the datastore for this core.
 func Queries() []datastore.Query {
-	return []datastore.Query{
+	queries := []datastore.Query{
 		{Kind: "Node"},
 		{Kind: "IPPool"},
 		{Kind: "BGPConfiguration"},
@@ -131,7 +133,16 @@ func Queries() []datastore.Query {
 		{Kind: "WorkloadEndpoint"},
 		{Kind: datastore.KindIPAMBlock},
 		{Kind: datastore.KindBlockAffinity},
+		{Kind: "Tier"},
+		{Kind: "Profile"},
+		{Kind: "HostEndpoint"},
+		{Kind: "NetworkSet"},
+		{Kind: "GlobalNetworkSet"},
 	}
+	for _, kind := range policyKinds() {
+		queries = append(queries, datastore.Query{Kind: kind})
+	}
+	return queries
 }
 
 // Apply folds a batch into the inputs and computes the desired state.
@@ -172,6 +183,7 @@ func (c *Core) compute() State {
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
 		NFT:        c.nft(t, p),
+		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(p), p),
 		Use:        t.use,
 		MTU:        t.podMTU,
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
@@ -212,6 +224,8 @@ func (c *Core) event(e datastore.Event) {
 		err = c.blockEvent(e)
 	case datastore.KindBlockAffinity:
 		err = c.affinityEvent(e)
+	default:
+		err = c.policies.event(e)
 	}
 	if err != nil {
 		c.corrupt[k] = fmt.Sprintf("%s cannot be used and is skipped: %v", k, err)

@@ -39,6 +39,8 @@ type scenario struct {
 	Links      []link                       `json:"links"`
 	Learnt     []learnt                     `json:"learnt"`
 	Underlay   []underlay                   `json:"underlay"` // routes of others
+	Raw        []raw                        `json:"raw"`      // as somebody else may have stored it
+	Options    bool                         `json:"options"`
 }
 
 type underlay struct {
@@ -46,6 +48,13 @@ type underlay struct {
 	Via    string `json:"via"` // empty: the destinations are neighbours
 	Dev    string `json:"dev"`
 	Metric uint32 `json:"metric"`
+}
+
+type raw struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Value     string `json:"value"`
 }
 
 type block struct {
@@ -88,7 +97,7 @@ func TestGolden(t *testing.T) {
 			if err := yaml.UnmarshalStrict(ar.Files[0].Data, &s); err != nil {
 				t.Fatal(err)
 			}
-			got := render(calc.New(calc.Options{Node: s.Node, InterfacePrefix: "cali"}).Apply(s.batch(t)))
+			got := s.render(calc.New(calc.Options{Node: s.Node, InterfacePrefix: "cali"}).Apply(s.batch(t)))
 			if *update {
 				ar.Files = []txtar.File{ar.Files[0], {Name: "state", Data: []byte(got)}}
 				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
@@ -120,7 +129,7 @@ func orders(t *testing.T, s scenario, want string) {
 			core.Apply(calc.Batch{Events: events[:n]})
 			events = events[n:]
 		}
-		got := render(core.Apply(calc.Batch{Links: whole.Links, MTU: whole.MTU, Learnt: whole.Learnt, Underlay: whole.Underlay}))
+		got := s.render(core.Apply(calc.Batch{Links: whole.Links, MTU: whole.MTU, Learnt: whole.Learnt, Underlay: whole.Underlay}))
 		if got != want {
 			t.Fatalf("another order gives\n%s\nwant\n%s", got, want)
 		}
@@ -139,6 +148,9 @@ func (s scenario) batch(t *testing.T) calc.Batch {
 			t.Fatal(err)
 		}
 		b.Events = append(b.Events, put(datastore.ObjectKey(o), value))
+	}
+	for _, r := range s.Raw {
+		b.Events = append(b.Events, put(datastore.Key{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}, []byte(r.Value)))
 	}
 	affinity := func(node, cidr, state string) {
 		key := datastore.Key{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node, Name: cidr}
@@ -208,7 +220,7 @@ func put(k datastore.Key, value []byte) datastore.Event {
 }
 
 // render prints a state the way the tools of the field would.
-func render(s calc.State) string {
+func (in scenario) render(s calc.State) string {
 	var b strings.Builder
 	section := func(name string, lines []string) {
 		if len(lines) > 0 {
@@ -261,6 +273,16 @@ func render(s calc.State) string {
 		lines = append(lines, fmt.Sprintf("%+v", f))
 	}
 	section("filters", lines)
+	policies := len(s.Policy.Policies) > 0
+	for _, e := range s.Policy.Endpoints {
+		policies = policies || e.Host
+	}
+	if policies {
+		fmt.Fprintf(&b, "policy\n  %s\n", strings.ReplaceAll(strings.TrimSpace(s.Policy.String()), "\n", "\n  "))
+	}
+	if in.Options {
+		section("policy options", []string{fmt.Sprintf("%+v", s.Policy.Options)})
+	}
 	section("problems", s.Problems)
 	return b.String()
 }

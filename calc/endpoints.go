@@ -139,8 +139,10 @@ func (c *Core) endpointEvent(e datastore.Event) error {
 		c.drop(key)
 		return err
 	}
+	c.policies.workload(e.Entry.Key, wep)
 	if wep.Spec.Node != c.opts.Node {
-		c.drop(key)
+		delete(c.endpoints, key)
+		delete(c.trusted, key)
 		return nil
 	}
 	if old := c.endpoints[key]; old == nil || !slices.Equal(old.Spec.IPNetworks, wep.Spec.IPNetworks) {
@@ -159,6 +161,7 @@ func (c *Core) local(l LocalChange) {
 		return
 	}
 	c.endpoints[l.Key] = l.Endpoint
+	c.policies.workload(workloadKey(l.Key), l.Endpoint)
 	c.trusted[l.Key] = true
 	if rev := revision(datastore.Revision(l.Endpoint.ResourceVersion)); rev != 0 {
 		c.floors[l.Key] = rev
@@ -168,6 +171,11 @@ func (c *Core) local(l LocalChange) {
 func (c *Core) drop(key desired.EndpointKey) {
 	delete(c.endpoints, key)
 	delete(c.trusted, key)
+	c.policies.workload(workloadKey(key), nil)
+}
+
+func workloadKey(k desired.EndpointKey) datastore.Key {
+	return datastore.Key{Kind: "WorkloadEndpoint", Namespace: k.Namespace, Name: k.Name}
 }
 
 // localEndpoints decides which endpoints of this host are served. An address

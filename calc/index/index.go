@@ -68,6 +68,14 @@ func (w Want) Kind() policy.SetKind {
 	return policy.Addresses
 }
 
+// String is what is selected, for people.
+func (w Want) String() string {
+	if w.Port != "" {
+		return fmt.Sprintf("port %s of %s", w.Port, w.Selector)
+	}
+	return w.Selector.String()
+}
+
 // Index is not safe for concurrent use. Use New.
 type Index[K comparable] struct {
 	seed       maphash.Seed

@@ -230,6 +230,14 @@ func (x *Index[K]) Flush() []policy.SetID {
 	return changed
 }
 
+// Want returns what was asked for under an ID; false: nobody needs the set.
+func (x *Index[K]) Want(id policy.SetID) (Want, bool) {
+	if t := x.sets[id]; t != nil {
+		return t.want, true
+	}
+	return Want{}, false
+}
+
 // Members is what a set held at the last Flush; nil, which is empty, also for a
 // set that nobody has acquired.
 func (x *Index[K]) Members(id policy.SetID) *desired.Members {
