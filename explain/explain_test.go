@@ -152,3 +152,48 @@ func TestUnknownHost(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestGraph(t *testing.T) {
+	g := explain.NewGraph(network().Hosts)
+	for what, got := range map[string]string{"dot": g.DOT(), "svg": g.SVG()} {
+		for _, want := range []string{"allow tcp 80", "NetworkPolicy(default/web)", "default/client", "deny tcp 9000"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s has no %q:\n%s", what, want, got)
+			}
+		}
+	}
+	if dot := g.DOT(); !strings.Contains(dot, `"app == \"fe\""`) || strings.Count(dot, "{") != strings.Count(dot, "}") {
+		t.Errorf("DOT is not well formed:\n%s", dot)
+	}
+}
+
+func TestShow(t *testing.T) {
+	s := network().Hosts["h2"]
+	web := s.Endpoints[desired.EndpointKey{Namespace: "default", Name: "web"}]
+	got := explain.Show(s, web, map[explain.HitKey]explain.Hits{
+		{Direction: policy.Ingress, Tier: "default", Policy: np("web"), Rule: 0}: {Packets: 3, Bytes: 180},
+		{Direction: policy.Ingress, Tier: "default", Rule: -1}:                   {Packets: 1, Bytes: 60},
+	})
+	want := `workload default/web, interface caliweb, 10.0.2.1
+
+ingress
+  tier default
+    StagedNetworkPolicy(default/closed) (staged: decides nothing)
+    NetworkPolicy(default/web)
+      1. allow tcp from app == "fe" to port 80  [3 packets, 180 bytes]
+    end: what no policy of the tier matched is denied  [1 packets, 60 bytes]
+  profiles, where no tier decided
+    Profile(kns.default)
+      1. allow all
+    end: what no profile matched is denied
+
+egress
+  profiles, where no tier decided
+    Profile(kns.default)
+      1. allow all
+    end: what no profile matched is denied
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

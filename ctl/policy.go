@@ -1,0 +1,119 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/exit"
+	"github.com/manekinet/maneki/explain"
+	"github.com/manekinet/maneki/policy"
+)
+
+func (a *app) policyCommand() *cobra.Command {
+	c := &cobra.Command{Use: "policy", Short: "See which policies apply where"}
+	group(c)
+	c.AddCommand(a.policyShowCommand(), a.policyGraphCommand())
+	return c
+}
+
+func (a *app) policyShowCommand() *cobra.Command {
+	var in inputFlags
+	c := &cobra.Command{
+		Use:   "show ENDPOINT",
+		Short: "Print what applies to a workload or host endpoint, in order",
+		Long: `Print the tiers, policies and rules that apply to an endpoint, in the order in
+which they are asked. ENDPOINT is a workload (NAMESPACE/NAME, pod, container ID,
+address) or the name of a HostEndpoint.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return a.policyShow(c.Context(), args[0], in.namespace) },
+	}
+	in.registerNamespace(c)
+	return c
+}
+
+func (a *app) policyShow(ctx context.Context, word, namespace string) error {
+	return a.withView(ctx, func(v *view) error {
+		s, ep, err := v.endpoint(word, namespace)
+		if err != nil {
+			return exit.New(exit.NotFound, "see 'maneki get workloadendpoints -A' and 'maneki get hostendpoints'", err)
+		}
+		_, err = fmt.Fprint(a.Stdout, explain.Show(s, ep, nil))
+		return err
+	})
+}
+
+// withView reads the datastore and hands it on.
+func (a *app) withView(ctx context.Context, do func(v *view) error) error {
+	return a.withStore(ctx, func(ctx context.Context, store datastore.Store) error {
+		v, err := loadView(ctx, store)
+		if err != nil {
+			return fmt.Errorf("read the datastore: %w", err)
+		}
+		return do(v)
+	})
+}
+
+// endpoint finds an endpoint and the compiled state of its host.
+func (v *view) endpoint(word, namespace string) (*policy.State, *policy.Endpoint, error) {
+	parties, err := v.find(word, namespace)
+	if err == nil && parties[0].Kind == explain.Workload {
+		s := v.state(parties[0].Node).Policy
+		if ep := s.Endpoints[parties[0].Key]; ep != nil {
+			return s, ep, nil
+		}
+		return nil, nil, fmt.Errorf("workload %s is not served by its host %s", parties[0].Name, parties[0].Node)
+	}
+	for _, n := range v.nodes {
+		s := v.state(n.Name).Policy
+		for key, ep := range s.Endpoints {
+			if ep.Host && key.Name == word {
+				return s, ep, nil
+			}
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("%q has no endpoint that policies apply to", word)
+	}
+	return nil, nil, err
+}
+
+func (a *app) policyGraphCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use:   "graph",
+		Short: "Draw who may talk to whom",
+		Long: `Draw the policies of the whole network: from the peers that their rules name,
+over the policies, to the endpoints that they apply to. Green allows, red
+denies, dashed is staged. -o dot is for Graphviz, -o svg for a browser.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.policyGraph(c.Context(), output) },
+	}
+	c.Flags().StringVarP(&output, "output", "o", "dot", "dot or svg")
+	return c
+}
+
+func (a *app) policyGraph(ctx context.Context, output string) error {
+	if output != "dot" && output != "svg" {
+		return exit.New(exit.Usage, "use -o dot or -o svg", fmt.Errorf("unrecognized output format '%s'", output))
+	}
+	return a.withView(ctx, func(v *view) error {
+		hosts := map[string]*policy.State{}
+		for _, n := range v.nodes {
+			hosts[n.Name] = v.state(n.Name).Policy
+		}
+		if len(hosts) == 0 {
+			return exit.New(exit.NotFound, "", errors.New("the datastore has no hosts"))
+		}
+		g := explain.NewGraph(hosts)
+		text := g.DOT()
+		if output == "svg" {
+			text = g.SVG()
+		}
+		_, err := fmt.Fprint(a.Stdout, text)
+		return err
+	})
+}
