@@ -199,7 +199,9 @@ func (c *Client) BGPRoutes(ctx context.Context, view string, peer netip.Addr) ([
 }
 
 // document is what the agent serves.
-type document interface{ *Status | *[]BGPRoute }
+type document interface {
+	*Status | *[]BGPRoute | *[]RuleHits
+}
 
 func get[T document](ctx context.Context, c *Client, path string, into T) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)

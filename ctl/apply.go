@@ -19,7 +19,8 @@ const writeAttempts = 10
 
 func (a *app) applyCommand() *cobra.Command {
 	var in inputFlags
-	var dryRun bool
+	var dryRun, force bool
+	var confirm time.Duration
 	c := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Create resources, or replace them where they exist",
@@ -28,11 +29,19 @@ func (a *app) applyCommand() *cobra.Command {
 The specification is replaced as a whole. A resource that carries the
 resourceVersion of an earlier 'get -o yaml' is refused if it was changed since,
 and its labels and annotations are replaced too. Without a resourceVersion the
-labels and annotations given are added to those that are there.`,
+labels and annotations given are added to those that are there.
+
+A policy of a host endpoint that would cut your own SSH session, or a host's way
+to the datastore, is refused unless --force or --confirm is given.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			v := verb{name: "apply", past: "applied", do: applyOne}
-			if !dryRun {
+			// With a confirmation to come, a change that cuts the operator off takes itself back.
+			v := verb{name: "apply", past: "applied", force: force || confirm != 0, do: applyOne}
+			switch {
+			case dryRun:
+			case confirm != 0:
+				return a.writeConfirmed(c.Context(), &in, v, confirm)
+			default:
 				return a.write(c.Context(), &in, v)
 			}
 			changes, err := a.rehearse(c.Context(), &in, v)
@@ -43,6 +52,8 @@ labels and annotations given are added to those that are there.`,
 		},
 	}
 	in.register(c)
+	c.Flags().BoolVar(&force, "force", false, "also apply what cuts your own session or a host's way to the datastore")
+	c.Flags().DurationVar(&confirm, "confirm", 0, "take everything back after this time (1s to 1h) unless you type yes")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be done, by the rules that hold for the real thing")
 	return c
 }

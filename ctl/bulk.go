@@ -20,6 +20,7 @@ type verb struct {
 	// stops says that the first failure ends the work (calicoctl's replace);
 	// the other verbs go on with the next resource.
 	stops bool
+	force bool // also where it cuts what the network is operated by
 	do    func(ctx context.Context, c *resource.Client, i item) error
 }
 
@@ -47,6 +48,11 @@ func (a *app) write(ctx context.Context, in *inputFlags, v verb) error {
 	client := resource.New(store, log)
 	if err := a.checkPools(ctx, client, v.name, items); err != nil {
 		return err
+	}
+	if !v.force {
+		if err := a.checkLifelines(ctx, store, items, v); err != nil {
+			return err
+		}
 	}
 	// As calicoctl: a user who may not write the cluster's own objects may still
 	// write his.

@@ -16,7 +16,7 @@ import (
 
 func (a *app) deleteCommand() *cobra.Command {
 	var in inputFlags
-	var skip bool
+	var skip, force bool
 	c := &cobra.Command{
 		Use:   "delete (KIND NAME... | -f FILE)",
 		Short: "Delete resources",
@@ -30,10 +30,11 @@ func (a *app) deleteCommand() *cobra.Command {
 				fmt.Fprintln(a.Stdout, errNoResources)
 				return nil
 			}
-			return a.delete(c.Context(), items, skip)
+			return a.delete(c.Context(), items, skip, force)
 		},
 	}
 	in.register(c)
+	c.Flags().BoolVar(&force, "force", false, "also delete what cuts your own session or a host's way to the datastore")
 	c.ValidArgsFunction = a.completeKindAndNames(&in, 0)
 	c.Flags().BoolVarP(&skip, "skip-not-exists", "s", false, "count resources that do not exist as deleted")
 	return c
@@ -78,13 +79,19 @@ func (in *inputFlags) named(kind api.Kind, name string) (item, error) {
 	return item{kind: kind, object: o}, nil
 }
 
-func (a *app) delete(ctx context.Context, items []item, skipMissing bool) error {
+func (a *app) delete(ctx context.Context, items []item, skipMissing, force bool) error {
 	store, log, err := a.openStore(ctx)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
 	client := resource.New(store, log)
+	if !force {
+		v := verb{name: "delete", do: func(ctx context.Context, c *resource.Client, i item) error { return c.Delete(ctx, i.object) }}
+		if err := a.checkLifelines(ctx, store, items, v); err != nil {
+			return err
+		}
+	}
 	var failed []error
 	done, kind := 0, singleKind(items)
 	for _, i := range items {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/exit"
 	"github.com/manekinet/maneki/explain"
@@ -22,28 +24,61 @@ func (a *app) policyCommand() *cobra.Command {
 
 func (a *app) policyShowCommand() *cobra.Command {
 	var in inputFlags
+	var socket string
 	c := &cobra.Command{
 		Use:   "show ENDPOINT",
 		Short: "Print what applies to a workload or host endpoint, in order",
 		Long: `Print the tiers, policies and rules that apply to an endpoint, in the order in
 which they are asked. ENDPOINT is a workload (NAMESPACE/NAME, pod, container ID,
-address) or the name of a HostEndpoint.`,
+address) or the name of a HostEndpoint. Of an endpoint on this host the counters
+of its rules are printed too; endpoints to which the same policies apply share
+them.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.policyShow(c.Context(), args[0], in.namespace) },
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.policyShow(c.Context(), args[0], in.namespace, socket)
+		},
 	}
 	in.registerNamespace(c)
+	c.Flags().StringVar(&socket, "socket", agentapi.DefaultSocket, "where the agent listens")
 	return c
 }
 
-func (a *app) policyShow(ctx context.Context, word, namespace string) error {
+func (a *app) policyShow(ctx context.Context, word, namespace, socket string) error {
 	return a.withView(ctx, func(v *view) error {
 		s, ep, err := v.endpoint(word, namespace)
 		if err != nil {
 			return exit.New(exit.NotFound, "see 'maneki get workloadendpoints -A' and 'maneki get hostendpoints'", err)
 		}
-		_, err = fmt.Fprint(a.Stdout, explain.Show(s, ep, nil))
+		_, err = fmt.Fprint(a.Stdout, explain.Show(s, ep, a.hitsOf(ctx, socket, ep)))
 		return err
 	})
+}
+
+// hitsOf asks this host's agent for the counters of an endpoint's rules; nil
+// where it does not serve the endpoint.
+func (a *app) hitsOf(ctx context.Context, socket string, ep *policy.Endpoint) map[explain.HitKey]explain.Hits {
+	client := agentapi.NewClient(socket)
+	all, err := client.Hits(ctx)
+	if err != nil {
+		return nil
+	}
+	out := map[explain.HitKey]explain.Hits{}
+	for _, h := range all {
+		v := h.Verdict
+		if !slices.Contains(h.Interfaces, ep.Interface) {
+			continue
+		}
+		k := explain.HitKey{Tier: v.Tier, Policy: v.Policy, Rule: -1}
+		if v.Direction == policy.Egress.String() {
+			k.Direction = policy.Egress
+		}
+		if v.Rule != nil {
+			k.Rule = *v.Rule
+		}
+		sum := out[k]
+		out[k] = explain.Hits{Packets: sum.Packets + h.Packets, Bytes: sum.Bytes + h.Bytes}
+	}
+	return out
 }
 
 // withView reads the datastore and hands it on.

@@ -282,22 +282,36 @@ func (a Answer) Decision() *Stage {
 	return nil
 }
 
-// Because is a decision in words, with the rule's text where a rule decided.
-func Because(s *policy.State, t *policy.Trace) string {
-	v := t.Verdict
+// Because is the decision of a trace in words.
+func Because(s *policy.State, t *policy.Trace) string { return Reason(s, t.Verdict) }
+
+// Reason is a verdict in words, with the rule's text where a rule decided.
+func Reason(s *policy.State, v policy.Verdict) string {
 	switch v.Reason {
 	case policy.ByRule:
-		return fmt.Sprintf("rule %d of %s%s: %s", v.Rule+1, v.Policy, inTier(v.Tier), ruleText(s, t))
+		return fmt.Sprintf("rule %d of %s%s: %s", v.Rule+1, v.Policy, inTier(v.Tier), ruleText(s, v))
 	case policy.ByTierEnd:
 		return fmt.Sprintf("no policy of tier %s matched, and what none of them matches is denied at its end", v.Tier)
 	case policy.ByNoProfile:
-		return "no policy applies and no profile matches: " + profilesText(t.Endpoint)
+		return "no policy applies and no profile matches: " + profilesText(s.Endpoints[v.Endpoint])
 	case policy.ByBrokenPolicy:
-		return fmt.Sprintf("%s%s cannot be enforced as it is written and denies: %s", v.Policy, inTier(v.Tier), s.Policies[v.Policy].Broken)
+		return fmt.Sprintf("%s%s cannot be enforced as it is written and denies%s", v.Policy, inTier(v.Tier), brokenText(s, v.Policy))
 	case policy.ByFailsafe:
 		return "a failsafe port, which no policy of a host endpoint can close"
 	case policy.ByNoPolicy:
 		return "no policy decided here: what is not denied goes on"
+	case policy.ByInvalid:
+		return "connection tracking knows no connection that it could belong to (state invalid)"
+	case policy.ByEndpointToHost:
+		return "from a workload to its own host (defaultEndpointToHostAction)"
+	case policy.BySpoofing:
+		return "the source address is not the workload's"
+	case policy.ByTunnelGuard:
+		return "a tunnel packet from somebody who may not send one"
+	case policy.ByEstablished:
+		return "belongs to a connection that was allowed before"
+	case policy.ByUnknownEndpoint:
+		return "the interface belongs to no endpoint that is known"
 	}
 	return "decided by the dataplane"
 }
@@ -309,7 +323,17 @@ func inTier(tier string) string {
 	return " in tier " + tier
 }
 
+func brokenText(s *policy.State, id policy.ID) string {
+	if p := s.Policies[id]; p != nil && p.Broken != "" {
+		return ": " + p.Broken
+	}
+	return ""
+}
+
 func profilesText(ep *policy.Endpoint) string {
+	if ep == nil {
+		return "every profile of the endpoint was asked"
+	}
 	if len(ep.Profiles) == 0 {
 		return "the endpoint names none"
 	}
@@ -321,11 +345,15 @@ func profilesText(ep *policy.Endpoint) string {
 }
 
 // ruleText is the text of the rule that decided.
-func ruleText(s *policy.State, t *policy.Trace) string {
-	for i := len(t.Steps) - 1; i >= 0; i-- {
-		if st := t.Steps[i]; st.Rule != nil && st.Policy == t.Verdict.Policy && st.Rule.Index == t.Verdict.Rule && len(st.Misses) == 0 {
-			return st.Rule.Text
+func ruleText(s *policy.State, v policy.Verdict) string {
+	p := s.Policies[v.Policy]
+	if p == nil {
+		return "(the policy has changed since)"
+	}
+	for _, r := range p.Rules(v.Direction) {
+		if r.Index == v.Rule {
+			return r.Text
 		}
 	}
-	return ""
+	return "(the policy has changed since)"
 }

@@ -171,8 +171,8 @@ func TestShow(t *testing.T) {
 	s := network().Hosts["h2"]
 	web := s.Endpoints[desired.EndpointKey{Namespace: "default", Name: "web"}]
 	got := explain.Show(s, web, map[explain.HitKey]explain.Hits{
-		{Direction: policy.Ingress, Tier: "default", Policy: np("web"), Rule: 0}: {Packets: 3, Bytes: 180},
-		{Direction: policy.Ingress, Tier: "default", Rule: -1}:                   {Packets: 1, Bytes: 60},
+		{Direction: policy.Ingress, Tier: "default", Policy: np("web").String(), Rule: 0}: {Packets: 3, Bytes: 180},
+		{Direction: policy.Ingress, Tier: "default", Rule: -1}:                            {Packets: 1, Bytes: 60},
 	})
 	want := `workload default/web, interface caliweb, 10.0.2.1
 

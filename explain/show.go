@@ -13,7 +13,7 @@ import (
 type HitKey struct {
 	Direction policy.Direction
 	Tier      string
-	Policy    policy.ID
+	Policy    string // policy.ID as text; empty where no policy decided
 	Rule      int
 }
 
@@ -75,7 +75,7 @@ func (w showing) tier(t policy.Tier) {
 	if t.EndDeny {
 		end = "what no policy of the tier matched is denied"
 	}
-	w.line("    ", "end: "+end, HitKey{w.d, t.Name, policy.ID{}, -1})
+	w.line("    ", "end: "+end, HitKey{w.d, t.Name, "", -1})
 }
 
 func (w showing) policy(indent, tier string, p *policy.Policy) {
@@ -85,7 +85,7 @@ func (w showing) policy(indent, tier string, p *policy.Policy) {
 	}
 	fmt.Fprintf(w.b, "%s%s%s\n", indent, p.ID, note)
 	if p.Broken != "" {
-		w.line(indent+"  ", "denies everything, because it cannot be enforced as it is written: "+p.Broken, HitKey{w.d, tier, p.ID, -1})
+		w.line(indent+"  ", "denies everything, because it cannot be enforced as it is written: "+p.Broken, HitKey{w.d, tier, p.ID.String(), -1})
 	}
 	last := -1
 	for i, r := range p.Rules(w.d) {
@@ -93,7 +93,7 @@ func (w showing) policy(indent, tier string, p *policy.Policy) {
 			continue // one rule of the author that was taken apart
 		}
 		last = r.Index
-		w.line(indent+"  ", fmt.Sprintf("%d. %s", r.Index+1, p.Rules(w.d)[i].Text), HitKey{w.d, tier, p.ID, r.Index})
+		w.line(indent+"  ", fmt.Sprintf("%d. %s", r.Index+1, p.Rules(w.d)[i].Text), HitKey{w.d, tier, p.ID.String(), r.Index})
 	}
 }
 
@@ -106,5 +106,5 @@ func (w showing) profiles(ep *policy.Endpoint) {
 		}
 		fmt.Fprintf(w.b, "    %s does not exist and says nothing\n", id)
 	}
-	w.line("    ", "end: what no profile matched is denied", HitKey{w.d, "", policy.ID{}, -1})
+	w.line("    ", "end: what no profile matched is denied", HitKey{w.d, "", "", -1})
 }
