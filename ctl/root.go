@@ -98,7 +98,7 @@ func newApp(o Options) (*app, *cobra.Command) {
 		a.getCommand(), a.createCommand(), a.applyCommand(), a.replaceCommand(), a.deleteCommand(), a.validateCommand(),
 		a.patchCommand(), a.labelCommand(), a.diffCommand(), a.convertCommand(),
 		a.nodeCommand(), a.bgpCommand(), a.ipamCommand(), a.datastoreCommand(), a.clusterCommand(), a.traceCommand(), a.versionCommand(),
-		a.explainCommand(), a.policyCommand(),
+		a.explainCommand(), a.dropsCommand(), a.flowsCommand(), a.policyCommand(),
 	)
 	if err := a.registerCompletions(root); err != nil {
 		panic(err) // a flag was given two completions
