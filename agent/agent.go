@@ -40,6 +40,7 @@ type Agent struct {
 	speaker *bgp.Speaker
 	pipe    *pipeline
 	node    *nodeState
+	streams streams
 	docker  *docker.Server      // nil when Docker is not served
 	names   *resolver.Directory // nil as well
 	control *control
@@ -168,6 +169,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
 	g.Go(func() error { return a.keepTunnels(ctx, host) })
+	g.Go(func() error { return a.terminateFlows(ctx) })
 	g.Go(func() error { return newReporter(a).run(ctx) })
 	for _, s := range servers {
 		g.Go(func() error { return s.serve(ctx) })

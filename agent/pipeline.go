@@ -17,6 +17,7 @@ import (
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/policy"
 )
 
 // pipeline is the one goroutine that owns the calculation. Producers leave
@@ -35,6 +36,7 @@ type pipeline struct {
 	onEvents    func([]datastore.Event)
 	onState     func(calc.State) // told of every state before it is published; set before run
 	tunnelKick  chan struct{}    // what the pools want of tunnels, or the MTU, may have changed
+	policyKick  chan struct{}    // the policies in force have changed
 	synced      chan struct{}    // closed once a first full state is in the tables
 
 	mu           sync.Mutex
@@ -52,7 +54,7 @@ type pipeline struct {
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
 	return &pipeline{
 		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir,
-		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), synced: make(chan struct{}),
+		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), policyKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
 }
 
@@ -227,7 +229,18 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 	if p.state.Use != state.Use || p.state.MTU != state.MTU {
 		defer kick(p.tunnelKick)
 	}
+	if p.state.Policy != state.Policy {
+		defer kick(p.policyKick)
+	}
 	p.state, p.bgpError = state, bgpErr
+}
+
+// policy is what is enforced, and what the labels in the packet filter stand
+// for. Both are nil before the first state.
+func (p *pipeline) policy() (*policy.State, policy.Labels) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state.Policy, p.state.Verdicts
 }
 
 // Ensure makes an endpoint that was just written effective: it returns once

@@ -76,6 +76,7 @@ func newServer(l net.Listener, h http.Handler, log *slog.Logger) *server {
 
 // serve answers until ctx is done.
 func (s *server) serve(ctx context.Context) error {
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx } // a stop ends the streams
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), stopWithin)
 		defer cancel()
@@ -117,6 +118,8 @@ func (a *Agent) localHandler() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /v1/bgp/routes", a.serveRoutes)
+	mux.HandleFunc("GET /v1/drops", a.serveDrops)
+	mux.HandleFunc("GET /v1/flows", a.serveFlows)
 	return mux
 }
 

@@ -328,3 +328,12 @@ func tableReport[K comparable](name string, s reconcile.Status[K]) agentapi.Tabl
 	}
 	return r
 }
+
+// interfaceName is the name of the interface with an index, empty for none.
+func (t *tables) interfaceName(index int) string {
+	link, err := t.handle.LinkByIndex(index)
+	if err != nil {
+		return ""
+	}
+	return link.Attrs().Name
+}

@@ -24,7 +24,7 @@ func (a *Agent) terminateFlows(ctx context.Context) error {
 			return ctx.Err()
 		case <-a.pipe.policyKick:
 		}
-		state := a.pipe.policy()
+		state, _ := a.pipe.policy()
 		if state == nil || !state.Options.TerminateFlows {
 			continue
 		}
@@ -55,7 +55,7 @@ func (a *Agent) endForbidden(ctx context.Context) (int, error) {
 	}
 	var j judge
 	var forbidden []flows.Connection
-	state := a.pipe.policy()
+	state, _ := a.pipe.policy()
 	for _, c := range list {
 		if t, ours := j.of(state, c); ours && !t.Allowed {
 			forbidden = append(forbidden, c)

@@ -134,14 +134,12 @@ func follow[T agentapi.Drop | agentapi.Flow](a *Agent, w http.ResponseWriter, r 
 	}
 	defer a.streams.leave()
 	ctx, cancel := context.WithCancel(r.Context())
-	stop := context.AfterFunc(a.stopping, cancel)
 	s, done := newSink[T](), make(chan error, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { done <- produce(ctx, s) })
 	if err := s.serve(ctx, w, done, lost); err != nil {
 		a.opts.Log.Debug("a stream has ended", "path", r.URL.Path, "err", err)
 	}
-	stop()
 	cancel()
 	wg.Wait()
 }
@@ -235,7 +233,7 @@ func (a *Agent) listFlows(ctx context.Context, j *judge, s *sink[agentapi.Flow])
 
 // flow describes a connection of a local workload; ours is false for all others.
 func (a *Agent) flow(j *judge, c flows.Connection) (f agentapi.Flow, ours bool) {
-	state := a.pipe.policy()
+	state, _ := a.pipe.policy()
 	t, ours := j.of(state, c)
 	if !ours {
 		return f, false

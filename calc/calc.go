@@ -63,6 +63,7 @@ type State struct {
 	FDB        desired.FDB
 	NFT        desired.NFT
 	Policy     *policy.State // what is enforced on the endpoints; never changed after it was made
+	Verdicts   policy.Labels // of the rules in NFT that deny or count; never changed after it was made
 	Use        TunnelUse
 	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config

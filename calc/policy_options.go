@@ -16,6 +16,12 @@ const annotationTermination = "maneki.net/flow-termination"
 // defaultLogPrefix is Calico's.
 const defaultLogPrefix = "calico-packet"
 
+// endpointToHost applies where no FelixConfiguration says otherwise. Felix's own
+// default is Drop, but every way to install Calico sets another: a node and its
+// pods reach each other. Return leaves it to the host's other rules, and to
+// host endpoints.
+const endpointToHost = "Return"
+
 // policyOptions are the settings of FelixConfiguration that bear on policy, this
 // node's before those of all.
 func (c *Core) policyOptions(p *problems) policy.Options {
@@ -29,7 +35,7 @@ func (c *Core) policyOptions(p *problems) policy.Options {
 		InterfacePrefix:   c.opts.InterfacePrefix,
 		LogLimitPerSecond: perSecond(text(func(s *api.FelixConfigurationSpec) *string { return s.LogActionRateLimit }, "")),
 	}
-	switch strings.ToLower(text(func(s *api.FelixConfigurationSpec) *string { return s.DefaultEndpointToHostAction }, "Drop")) {
+	switch strings.ToLower(text(func(s *api.FelixConfigurationSpec) *string { return s.DefaultEndpointToHostAction }, endpointToHost)) {
 	case "accept":
 		o.EndpointToHost = policy.EndpointToHostAccept
 	case "return":

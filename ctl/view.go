@@ -11,6 +11,7 @@ import (
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/endpoint"
 	"github.com/manekinet/maneki/explain"
 	"github.com/manekinet/maneki/policy"
 )
@@ -151,8 +152,15 @@ func names(w *api.WorkloadEndpoint, word, namespace string) bool {
 		return false
 	}
 	s := &w.Spec
-	return word == w.Name || word == s.Pod || word == s.ContainerID || word == s.Workload && word != "libnetwork" ||
-		len(word) >= minIDPrefix && strings.HasPrefix(s.ContainerID, word)
+	return word == w.Name || word == s.Pod || word == s.ContainerID || word == s.Workload && word != libnetwork ||
+		slices.Contains(dockerNames(w), word) || len(word) >= minIDPrefix && strings.HasPrefix(s.ContainerID, word)
+}
+
+// libnetwork is the workload of every Docker container (spec/calico.md §1.5).
+const libnetwork = "libnetwork"
+
+func dockerNames(w *api.WorkloadEndpoint) []string {
+	return strings.Split(w.Annotations[endpoint.AnnotationDockerNames], ",")
 }
 
 // workloadName is the shortest name that people use.
@@ -160,12 +168,14 @@ func workloadName(w *api.WorkloadEndpoint) string {
 	s := &w.Spec
 	name := w.Name
 	switch {
+	case dockerNames(w)[0] != "":
+		name = dockerNames(w)[0]
 	case s.Pod != "":
 		name = s.Pod
-	case s.ContainerID != "" && len(s.ContainerID) < 64:
-		name = s.ContainerID
+	case s.Workload != "" && s.Workload != libnetwork:
+		name = s.Workload
 	case s.ContainerID != "":
-		name = s.ContainerID[:minIDPrefix]
+		name = s.ContainerID[:min(minIDPrefix, len(s.ContainerID))]
 	}
 	return w.Namespace + "/" + name
 }

@@ -119,7 +119,13 @@ func (w *way) ask(s *policy.State, node string, ep *policy.Endpoint, place polic
 		return
 	}
 	t := s.EvaluateAt(ep, place, d, w.p)
-	title := fmt.Sprintf("%s of %s on %s", d, ep.Key, node)
+	name := ep.Key.String()
+	for _, party := range []Party{w.a.From, w.a.To} {
+		if party.Kind == Workload && party.Key == ep.Key {
+			name = party.Name
+		}
+	}
+	title := fmt.Sprintf("%s of %s on %s", d, name, node)
 	if ep.Host {
 		title = fmt.Sprintf("%s policy of host endpoint %s on %s, %s", place, ep.Key.Name, node, d)
 	}
@@ -257,7 +263,7 @@ func (w *way) arrive() error {
 	switch {
 	case w.denied():
 	case to.Kind == Workload && from.Kind == Host && !away:
-		w.note(to.Node, fmt.Sprintf("ingress of %s on %s", to.Key, to.Node), "a workload's own host may always reach it")
+		w.note(to.Node, fmt.Sprintf("ingress of %s on %s", to.Name, to.Node), "a workload's own host may always reach it")
 	case to.Kind == Workload:
 		ep := s.Endpoints[to.Key]
 		if ep == nil {

@@ -223,8 +223,7 @@ type Options struct {
 // the workload's egress policy allowed (defaultEndpointToHostAction).
 type EndpointToHost uint8
 
-// Drop is Calico's default. Return leaves it to whatever other rules the host
-// has, and to a host endpoint.
+// Return leaves it to whatever other rules the host has, and to a host endpoint.
 const (
 	EndpointToHostDrop EndpointToHost = iota
 	EndpointToHostAccept
@@ -237,6 +236,15 @@ type Failsafe struct {
 	Port     uint16
 	Net      netip.Prefix // the other end; invalid: any
 }
+
+// ReportGroup is the NFLOG group that denied packets are reported to. The prefix
+// of a report is the label of a Verdict. Nobody else is known to use the number.
+const ReportGroup uint16 = 2603
+
+// Labels tell what the labels in the packet filter stand for: short names of
+// verdicts, in reports of denied packets and at counters. A label follows from
+// what it stands for, so that it outlives a restart of the agent.
+type Labels map[string]Verdict
 
 // Verdict is why a packet was let through or not, as one rule or one default:
 // what `maneki drops` names.
