@@ -15,6 +15,7 @@ import (
 	"github.com/manekinet/maneki/autodetect"
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/dataplane/links"
+	"github.com/manekinet/maneki/desired"
 )
 
 // nodeState is what the agent knows of its own host.
@@ -57,7 +58,7 @@ func detectNode(o Options, h *netlink.Handle) (*nodeState, error) {
 		}
 		return nil, refuse(ErrBadOption, "this host has no address to be known by, name one with --ip or --ip6: %v", err)
 	}
-	s.mtu = links.HostMTU(all, regexp.MustCompile(links.MTUPattern))
+	s.mtu = links.HostMTU(all, regexp.MustCompile(desired.MTUPattern))
 	return s, nil
 }
 

@@ -20,3 +20,7 @@ func WorkloadMTU(hostMTU int, encapsulations ...Overhead) int {
 	}
 	return hostMTU - int(most)
 }
+
+// MTUPattern matches the interfaces whose MTU counts, unless configured otherwise: Calico's default mtuIfacePattern
+// (spec/calico.md §5.6).
+const MTUPattern = `^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`

@@ -8,19 +8,41 @@ import (
 	"strings"
 )
 
-// Names of the VXLAN devices (spec/calico.md §5.6).
+// Names of the tunnel devices (spec/calico.md §5.6).
 const (
 	VXLANDevice  = "vxlan.calico"
 	VXLANDevice6 = "vxlan-v6.calico"
+	IPIPDevice   = "tunl0"
 )
 
-// Tunnel is a VXLAN device without learning: who is behind it is written into its forwarding table.
+// Encap is how a tunnel packs.
+type Encap uint8
+
+// The encapsulations of tunnel devices.
+const (
+	EncapVXLAN Encap = iota // RFC 7348
+	EncapIPIP               // RFC 2003
+)
+
+// String is "VXLAN" or "IPIP".
+func (e Encap) String() string {
+	if e == EncapIPIP {
+		return "IPIP"
+	}
+	return "VXLAN"
+}
+
+// Tunnel is a tunnel device that learns nothing: who is behind it follows from the neighbours and the forwarding table
+// of a VXLAN device, and from the gateways of the routes by an IPIP device.
 type Tunnel struct {
-	VNI      int        // 1 to 16777215
-	Port     int        // UDP, of both ends
-	Underlay string     // interface that carries the packets
-	Local    netip.Addr // source of the packets, an address of Underlay; its family is that of the underlay
-	MAC      string     // of the device, as net.HardwareAddr prints it
+	Encap    Encap
+	VNI      int        // of VXLAN: 1 to 16777215
+	Port     int        // of VXLAN: UDP, of both ends
+	Underlay string     // of VXLAN: interface that carries the packets
+	Uplinks  string     // of IPIP: interfaces that packets come in by, in order, separated by commas
+	Hosts    NetSet     // of IPIP: the other ends, which alone packets are taken from
+	Local    netip.Addr // source of the packets, an address of this host; its family is that of the underlay
+	MAC      string     // of a VXLAN device, as net.HardwareAddr prints it
 	Addrs    AddrSet    // the device's addresses, each alone in its subnet; none before IPAM has assigned one
 	MTU      int        // bytes of the packets inside; 0 leaves what the kernel chose
 	Broken   string     // never wanted: how a device that is there differs in something that is not a field here
@@ -34,6 +56,10 @@ func (ts Tunnels) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(ts)) {
 		t := ts[name]
+		if t.Encap == EncapIPIP {
+			fmt.Fprintf(&b, "%s ipip local %s uplinks %s hosts %s addr %s mtu %d\n", name, t.Local, t.Uplinks, t.Hosts, t.Addrs, t.MTU)
+			continue
+		}
 		fmt.Fprintf(&b, "%s vni %d port %d local %s dev %s mac %s addr %s mtu %d\n", name, t.VNI, t.Port, t.Local, t.Underlay, t.MAC, t.Addrs, t.MTU)
 	}
 	return b.String()

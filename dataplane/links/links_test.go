@@ -11,6 +11,7 @@ import (
 
 	"github.com/manekinet/maneki/dataplane/links"
 	"github.com/manekinet/maneki/dataplane/nstest"
+	"github.com/manekinet/maneki/desired"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -97,7 +98,7 @@ func TestHostMTU(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := links.HostMTU(tt.list, regexp.MustCompile(links.MTUPattern)); got != tt.want {
+			if got := links.HostMTU(tt.list, regexp.MustCompile(desired.MTUPattern)); got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
 			}
 		})

@@ -2,10 +2,6 @@ package links
 
 import "regexp"
 
-// MTUPattern matches the interfaces whose MTU counts, unless configured otherwise: Calico's default mtuIfacePattern
-// (spec/calico.md §5.6).
-const MTUPattern = `^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)`
-
 // FallbackMTU is taken when no interface matches: what the smallest of the large clouds has.
 const FallbackMTU = 1460
 

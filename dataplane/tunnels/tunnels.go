@@ -1,7 +1,7 @@
-// Package tunnels makes VXLAN devices as desired.Tunnel says. An Applier is meant for a reconcile.Table.
+// Package tunnels makes VXLAN and IPIP devices as desired.Tunnel says. An Applier is meant for a reconcile.Table.
 //
-// Only devices of the names given to New are looked at, and of those only VXLAN devices are ours to change or delete: a
-// device of another kind under such a name is somebody else's, which Put reports as ErrForeign and leaves alone.
+// Only devices of the names given to New are looked at, and of those only devices of the kind that belongs to the name
+// are ours to change or delete: one of another kind is somebody else's, which Put reports as ErrForeign and leaves alone.
 package tunnels
 
 import (
@@ -15,28 +15,34 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/manekinet/maneki/dataplane/ipip"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/reconcile"
 )
 
-// ErrForeign means that a device of that name exists and is not a VXLAN device: it is not ours to remove.
-var ErrForeign = errors.New("a device of this name exists and is not a VXLAN device")
+// ErrForeign means that a device of that name exists and is of another kind: it is not ours to remove.
+var ErrForeign = errors.New("a device of this name exists that is not ours")
 
 // maxDumps bounds how often a listing is repeated that the kernel says was interrupted by a change.
 const maxDumps = 5
 
-// Applier is the tunnel devices of one network namespace. It is safe for use by one goroutine at a time.
+// Applier is the tunnel devices of one network namespace, which the calling thread must be in. Besides Watch and
+// Implementation it is safe for use by one goroutine at a time.
 type Applier struct {
 	handle *netlink.Handle
 	names  []string
+	ipip   ipipDevice
 }
 
 var _ reconcile.Applier[string, desired.Tunnel] = (*Applier)(nil)
 
 // New works through a handle, which the caller closes, on devices of these names.
 func New(handle *netlink.Handle, names ...string) *Applier {
-	return &Applier{handle: handle, names: names}
+	return &Applier{handle: handle, names: names, ipip: ipipDevice{options: ipip.Options{Handle: handle}}}
 }
+
+// Close gives up what the process holds; the devices stay as they are.
+func (a *Applier) Close() { a.ipip.close() }
 
 // Dump lists the devices.
 func (a *Applier) Dump(ctx context.Context) (map[string]desired.Tunnel, error) {
@@ -45,22 +51,34 @@ func (a *Applier) Dump(ctx context.Context) (map[string]desired.Tunnel, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		v, err := a.find(name)
-		if errors.Is(err, ErrForeign) || v == nil && err == nil {
-			continue
-		}
+		t, there, err := a.dumpOne(name)
 		if err != nil {
 			return nil, err
 		}
-		if out[name], err = a.value(v); err != nil {
-			return nil, err
+		if there {
+			out[name] = t
 		}
 	}
 	return out, nil
 }
 
-// find is the device of a name; nil when there is none.
-func (a *Applier) find(name string) (*netlink.Vxlan, error) {
+func (a *Applier) dumpOne(name string) (t desired.Tunnel, there bool, err error) {
+	if name == desired.IPIPDevice {
+		return a.dumpIPIP(name)
+	}
+	v, err := a.find(name)
+	if errors.Is(err, ErrForeign) || v == nil && err == nil {
+		return t, false, nil
+	}
+	if err != nil {
+		return t, false, err
+	}
+	t, err = a.value(v)
+	return t, err == nil, err
+}
+
+// link is the device of a name; nil when there is none.
+func (a *Applier) link(name string) (netlink.Link, error) {
 	link, err := a.handle.LinkByName(name)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) {
@@ -68,6 +86,15 @@ func (a *Applier) find(name string) (*netlink.Vxlan, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// find is the VXLAN device of a name; nil when there is none.
+func (a *Applier) find(name string) (*netlink.Vxlan, error) {
+	link, err := a.link(name)
+	if link == nil || err != nil {
+		return nil, err
 	}
 	v, ok := link.(*netlink.Vxlan)
 	if !ok {
@@ -94,9 +121,14 @@ func (a *Applier) value(v *netlink.Vxlan) (desired.Tunnel, error) {
 	case v.MasterIndex != 0:
 		t.Broken = "enslaved"
 	}
-	addrs, err := a.addrs(v)
+	return t, a.addresses(v, &t)
+}
+
+// addresses fills in those of a device.
+func (a *Applier) addresses(link netlink.Link, t *desired.Tunnel) error {
+	addrs, err := a.addrs(link)
 	if err != nil {
-		return t, err
+		return err
 	}
 	var single []netip.Addr
 	for _, p := range addrs {
@@ -107,7 +139,7 @@ func (a *Applier) value(v *netlink.Vxlan) (desired.Tunnel, error) {
 		single = append(single, p.Addr())
 	}
 	t.Addrs = desired.NewAddrSet(single...)
-	return t, nil
+	return nil
 }
 
 // addrs leaves out link-local ones, which the kernel makes itself.
@@ -136,6 +168,9 @@ func (a *Applier) addrs(link netlink.Link) ([]netip.Prefix, error) {
 // Put makes the device, or changes the one that is there. A device that differs in what the kernel cannot change is
 // made anew; its routes, neighbours and forwarding table go with it and have to be written again.
 func (a *Applier) Put(_ context.Context, name string, t desired.Tunnel) error {
+	if t.Encap == desired.EncapIPIP {
+		return a.putIPIP(name, t)
+	}
 	mac, err := net.ParseMAC(t.MAC)
 	if err != nil {
 		return fmt.Errorf("tunnel %s: MAC %q: %w", name, t.MAC, err)
@@ -198,22 +233,28 @@ func (a *Applier) adjust(v *netlink.Vxlan, t desired.Tunnel, mac net.HardwareAdd
 			return fmt.Errorf("set MAC of %s: %w", v.Name, err)
 		}
 	}
-	if t.MTU > 0 && v.MTU != t.MTU {
-		if err := a.handle.LinkSetMTU(v, t.MTU); err != nil {
-			return fmt.Errorf("set MTU %d of %s: %w", t.MTU, v.Name, err)
+	return a.bringUp(v, t)
+}
+
+// bringUp sets MTU and addresses, then the device up.
+func (a *Applier) bringUp(link netlink.Link, t desired.Tunnel) error {
+	at := link.Attrs()
+	if t.MTU > 0 && at.MTU != t.MTU {
+		if err := a.handle.LinkSetMTU(link, t.MTU); err != nil {
+			return fmt.Errorf("set MTU %d of %s: %w", t.MTU, at.Name, err)
 		}
 	}
-	if err := a.setAddrs(v, t.Addrs.Addrs()); err != nil {
+	if err := a.setAddrs(link, t.Addrs.Addrs()); err != nil {
 		return err
 	}
-	if err := a.handle.LinkSetUp(v); err != nil {
-		return fmt.Errorf("set %s up: %w", v.Name, err)
+	if err := a.handle.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", at.Name, err)
 	}
 	return nil
 }
 
 // setAddrs adds before it removes.
-func (a *Applier) setAddrs(v *netlink.Vxlan, want []netip.Addr) error {
+func (a *Applier) setAddrs(v netlink.Link, want []netip.Addr) error {
 	have, err := a.addrs(v)
 	if err != nil {
 		return err
@@ -228,7 +269,7 @@ func (a *Applier) setAddrs(v *netlink.Vxlan, want []netip.Addr) error {
 			ad.Flags = unix.IFA_F_NODAD
 		}
 		if err := a.handle.AddrAdd(v, ad); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add address %s to %s: %w", w, v.Name, err)
+			return fmt.Errorf("add address %s to %s: %w", w, v.Attrs().Name, err)
 		}
 	}
 	for _, p := range have {
@@ -236,7 +277,7 @@ func (a *Applier) setAddrs(v *netlink.Vxlan, want []netip.Addr) error {
 			continue
 		}
 		if err := a.handle.AddrDel(v, &netlink.Addr{IPNet: ipNet(p)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s from %s: %w", p, v.Name, err)
+			return fmt.Errorf("remove address %s from %s: %w", p, v.Attrs().Name, err)
 		}
 	}
 	return nil
@@ -248,6 +289,9 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // Delete removes the device. One that is gone, or that is not ours, is no error.
 func (a *Applier) Delete(_ context.Context, name string) error {
+	if name == desired.IPIPDevice {
+		return a.deleteIPIP(name)
+	}
 	v, err := a.find(name)
 	if errors.Is(err, ErrForeign) || v == nil && err == nil {
 		return nil
