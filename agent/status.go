@@ -1,15 +1,19 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 
 	"github.com/manekinet/maneki/agentapi"
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/calc"
+	"github.com/manekinet/maneki/dataplane/tunnels"
 	"github.com/manekinet/maneki/desired"
 )
 
@@ -24,6 +28,7 @@ func (a *Agent) status() agentapi.Status {
 		ASNumber:  state.BGP.ASN,
 		ClusterID: state.BGP.ClusterID,
 		Tables:    a.tables.report(),
+		Tunnels:   a.tables.tunnelReport(state),
 		Endpoints: endpointReport(state.Endpoints),
 		Problems:  state.Problems,
 	}
@@ -85,6 +90,24 @@ func (a *Agent) notReady(s agentapi.Status, ready, inSync, locked bool) []string
 		why = append(why, "BGP: "+s.BGP)
 	}
 	return why
+}
+
+// tunnelReport is the devices that are wanted, and what they are made of.
+func (t *tables) tunnelReport(state calc.State) []agentapi.Tunnel {
+	ipip, notCarried := t.maker.IPIP()
+	var out []agentapi.Tunnel
+	for _, name := range slices.Sorted(maps.Keys(state.Tunnels)) {
+		d := state.Tunnels[name]
+		r := agentapi.Tunnel{
+			Device: name, Encapsulation: d.Encap.String(), Implementation: string(tunnels.Kernel),
+			Addresses: d.Addrs.Addrs(), MTU: d.MTU, Hosts: state.Reach[name],
+		}
+		if d.Encap == desired.EncapIPIP {
+			r.Implementation, r.NotCarried = cmp.Or(ipip, "none"), notCarried
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 func peerReport(peers []bgp.PeerStatus) []agentapi.BGPPeer {

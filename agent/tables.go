@@ -35,6 +35,7 @@ type tables struct {
 	routes  *reconcile.Table[desired.RouteKey, desired.Route]
 	sysctls *reconcile.Table[string, string]
 	tunnels *reconcile.Table[string, desired.Tunnel]
+	maker   *tunnels.Applier
 	neighs  *reconcile.Table[desired.NeighbourKey, string]
 	fdb     *reconcile.Table[desired.FDBKey, netip.Addr]
 	nft     *reconcile.Table[desired.NFTKey, desired.NFTObject]
@@ -73,7 +74,8 @@ func newTables(o Options) (*tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet filter: %w", err)
 	}
-	devices := []string{desired.VXLANDevice, desired.VXLANDevice6}
+	devices := []string{desired.VXLANDevice, desired.VXLANDevice6, desired.IPIPDevice}
+	maker := tunnels.New(handle, devices...)
 	return &tables{
 		opts:    o,
 		handle:  handle,
@@ -83,7 +85,8 @@ func newTables(o Options) (*tables, error) {
 			Name: "nftables", Logger: log, Compare: desired.NFTKey.Compare,
 		}),
 		applier: applier,
-		tunnels: reconcile.NewTable(tunnels.New(handle, devices...), reconcile.Options[string]{Name: "tunnels", Logger: log}),
+		maker:   maker,
+		tunnels: reconcile.NewTable(maker, reconcile.Options[string]{Name: "tunnels", Logger: log}),
 		neighs: reconcile.NewTable(neigh.NewNeighbours(handle, devices...), reconcile.Options[desired.NeighbourKey]{
 			Name: "neighbours", Logger: log, Compare: desired.NeighbourKey.Compare,
 		}),
@@ -129,6 +132,7 @@ func (t *tables) run(ctx context.Context) error {
 	g.Go(func() error { return t.neighs.Run(ctx) })
 	g.Go(func() error { return t.fdb.Run(ctx) })
 	g.Go(func() error { return t.nft.Run(ctx) })
+	defer t.maker.Close()
 	defer t.applier.Close()
 	defer t.handle.Close()
 	defer t.filter.Close()
@@ -166,6 +170,7 @@ func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Inte
 		})
 	})
 	g.Go(func() error { return t.filter.Watch(ctx, t.nft.Dirty) })
+	g.Go(func() error { return t.maker.Watch(ctx, t.tunnels.Dirty) })
 	g.Go(func() error {
 		ours := func(dev string) bool { return slices.Contains(t.devices, dev) }
 		return neigh.Watch(ctx, t.handle, ours, t.behindDirty)
@@ -271,7 +276,7 @@ func (t *tables) links() ([]autodetect.Interface, int, error) {
 	t.mu.Lock()
 	t.local, t.subnets, t.on = local, subnets, on
 	t.mu.Unlock()
-	return detectable(all), links.HostMTU(all, regexp.MustCompile(links.MTUPattern)), nil
+	return detectable(all), links.HostMTU(all, regexp.MustCompile(desired.MTUPattern)), nil
 }
 
 // detectable is the part of the links that address detection looks at. It is

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/manekinet/maneki/api"
@@ -29,7 +28,7 @@ const (
 type tunnelAddress struct {
 	kind   ipam.TunnelKind
 	device string
-	pools  func(calc.TunnelUse) (used bool, assign string, addr netip.Addr)
+	use    func(calc.TunnelUse) calc.DeviceUse
 	field  func(*api.NodeSpec) *string
 
 	checked time.Time // when IPAM last said that all is as it should be
@@ -42,13 +41,23 @@ func tunnelAddresses() []*tunnelAddress {
 	return []*tunnelAddress{
 		{
 			kind: ipam.TunnelVXLAN, device: desired.VXLANDevice,
-			pools: func(u calc.TunnelUse) (bool, string, netip.Addr) { return u.VXLAN, u.Assign, u.VXLANAddr },
+			use:   func(u calc.TunnelUse) calc.DeviceUse { return u.VXLAN },
 			field: func(n *api.NodeSpec) *string { return &n.IPv4VXLANTunnelAddr },
 		},
 		{
 			kind: ipam.TunnelVXLANv6, device: desired.VXLANDevice6,
-			pools: func(u calc.TunnelUse) (bool, string, netip.Addr) { return u.VXLAN6, u.Assign6, u.VXLANAddr6 },
+			use:   func(u calc.TunnelUse) calc.DeviceUse { return u.VXLAN6 },
 			field: func(n *api.NodeSpec) *string { return &n.IPv6VXLANTunnelAddr },
+		},
+		{
+			kind: ipam.TunnelIPIP, device: desired.IPIPDevice,
+			use: func(u calc.TunnelUse) calc.DeviceUse { return u.IPIP },
+			field: func(n *api.NodeSpec) *string {
+				if n.BGP == nil { // then the host has no address to tunnel from either, and no device
+					return new(string)
+				}
+				return &n.BGP.IPv4IPIPTunnelAddr
+			},
 		},
 	}
 }
@@ -84,20 +93,20 @@ func (a *Agent) keepTunnels(ctx context.Context, host *ipam.Host) error {
 }
 
 func (a *Agent) keepTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddress, use calc.TunnelUse) error {
-	used, assign, addr := t.pools(use)
+	wish := t.use(use)
 	switch now := time.Now(); {
-	case used:
+	case wish.Used:
 		t.unused, t.clean = time.Time{}, false
 		// Where all such pools are disabled, those workloads that are left keep the tunnel.
-		if assign == "" || assign == t.assign && addr.IsValid() && now.Sub(t.checked) < tunnelCheck {
+		if wish.Assign == "" || wish.Assign == t.assign && wish.Addr.IsValid() && now.Sub(t.checked) < tunnelCheck {
 			return nil
 		}
 		if err := a.assignTunnel(ctx, host, t); err != nil {
 			return err
 		}
-		t.checked, t.assign = now, assign
-	case t.clean && !addr.IsValid():
-	case t.unused.IsZero() && addr.IsValid():
+		t.checked, t.assign = now, wish.Assign
+	case t.clean && !wish.Addr.IsValid():
+	case t.unused.IsZero() && wish.Addr.IsValid():
 		t.unused = now
 	case now.Sub(t.unused) >= tunnelGrace:
 		// A zero unused: nothing is in the Node, but an earlier agent may have died between two steps.

@@ -64,7 +64,7 @@ func TestTunnelAddress(t *testing.T) {
 	v4 := tunnelAddresses()[0]
 	keep := func(use calc.TunnelUse) error { return a.keepTunnel(ctx, host, v4, use) }
 
-	used := calc.TunnelUse{VXLAN: true, Assign: "192.168.0.0/16 "}
+	used := calc.TunnelUse{VXLAN: calc.DeviceUse{Used: true, Assign: "192.168.0.0/16 "}}
 	if err := keep(used); err == nil || inNode().IsValid() {
 		t.Fatalf("an address was published before the device was there (%v)", err)
 	}
@@ -76,13 +76,13 @@ func TestTunnelAddress(t *testing.T) {
 	if !addr.IsValid() || held() != 1 {
 		t.Fatalf("address %s, %d held", addr, held())
 	}
-	used.VXLANAddr = addr
-	for what, use := range map[string]calc.TunnelUse{"again": used, "all pools disabled": {VXLAN: true, VXLANAddr: addr}} {
+	used.VXLAN.Addr = addr
+	for what, use := range map[string]calc.TunnelUse{"again": used, "all pools disabled": {VXLAN: calc.DeviceUse{Used: true, Addr: addr}}} {
 		if err := keep(use); err != nil || inNode() != addr {
 			t.Errorf("%s: %s, %v", what, inNode(), err)
 		}
 	}
-	unused := calc.TunnelUse{VXLANAddr: addr}
+	unused := calc.TunnelUse{VXLAN: calc.DeviceUse{Addr: addr}}
 	if err := keep(unused); err != nil || inNode() != addr || held() != 1 {
 		t.Fatalf("released without a grace: %v", err)
 	}

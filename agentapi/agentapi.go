@@ -44,6 +44,7 @@ type Status struct {
 	Reflection *Reflection `json:"routeReflection,omitempty"` // when the reflectors are chosen automatically
 	Peers      []BGPPeer   `json:"peers"`
 	Tables     []Table     `json:"tables"`
+	Tunnels    []Tunnel    `json:"tunnels,omitempty"`
 	Endpoints  []Endpoint  `json:"endpoints"`
 	Problems   []string    `json:"problems,omitempty"` // objects that could not be used, one line each
 }
@@ -144,6 +145,18 @@ type Table struct {
 	Healed    uint64    `json:"healed"` // objects put back after somebody else changed them
 	LastError string    `json:"lastError,omitempty"`
 	LastSync  time.Time `json:"lastSync"`
+}
+
+// Tunnel is one tunnel device that this host should have.
+type Tunnel struct {
+	Device         string       `json:"device"`
+	Encapsulation  string       `json:"encapsulation"`  // VXLAN or IPIP
+	Implementation string       `json:"implementation"` // "kernel", "programs (tcx)", "programs (clsact)", "none" while there is none
+	Addresses      []netip.Addr `json:"addresses"`
+	MTU            int          `json:"mtu"`
+	Hosts          int          `json:"hosts"` // other hosts that it leads to
+	// NotCarried counts packets that the programs refused, and errors that they passed on, by reason.
+	NotCarried map[string]uint64 `json:"notCarried,omitempty"`
 }
 
 // Endpoint is one local workload.

@@ -59,6 +59,7 @@ type State struct {
 	Sysctls    desired.Sysctls
 	Endpoints  desired.Endpoints
 	Tunnels    desired.Tunnels
+	Reach      map[string]int // by tunnel device: other hosts that it leads to
 	Neighbours desired.Neighbours
 	FDB        desired.FDB
 	NFT        desired.NFT
@@ -181,6 +182,7 @@ func (c *Core) compute() State {
 		Endpoints:  eps,
 		Sysctls:    sysctls(eps, c.nodes[c.opts.Node]),
 		Tunnels:    t.devices,
+		Reach:      t.reach(),
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
 		NFT:        c.nft(t, p),

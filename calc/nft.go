@@ -46,8 +46,12 @@ func (c *Core) nft(t tunnelState, p *problems) desired.NFT {
 	for _, v4 := range []bool{true, false} {
 		masq, pools, hosts := c.poolNets(v4)
 		var vxlan []netip.Prefix
-		for _, v := range t.vteps[v4] {
-			vxlan = append(vxlan, netip.PrefixFrom(v.host, v.host.BitLen()))
+		for _, d := range devices() {
+			for _, other := range t.peers[d.name] {
+				if d.v4 == v4 && d.encap == desired.EncapVXLAN {
+					vxlan = append(vxlan, netip.PrefixFrom(other.host, other.host.BitLen()))
+				}
+			}
 		}
 		vxlan = append(vxlan, c.externalNodes(v4, p)...)
 		for set, nets := range map[string][]netip.Prefix{setMasq: masq, setPools: pools, setHosts: hosts, setVXLAN: vxlan} {
@@ -97,7 +101,7 @@ func (c *Core) poolNets(v4 bool) (masq, pools, hosts []netip.Prefix) {
 			hosts = append(hosts, netip.PrefixFrom(net.Addr(), net.Addr().BitLen()))
 		}
 	}
-	return masq, pools, hosts
+	return masq, pools, append(hosts, c.externalNodes(v4, &problems{})...) // bad ones are named once, by the caller
 }
 
 // fromWorkloads is what the packets of workloads must pass before anything else
@@ -144,26 +148,34 @@ func (c *Core) allowedSources(p *problems) []desired.Rule {
 // untracked keeps tunnel packets out of connection tracking: their source port
 // follows from the packet inside, so that every flow would cost an entry.
 func untracked(t tunnelState) []desired.Rule {
-	if len(t.devices) == 0 {
+	port := devicePort(t)
+	if port == 0 {
 		return nil
 	}
-	return []desired.Rule{{Match: []desired.Match{desired.UDPPort(devicePort(t))}, Do: desired.Notrack}}
+	return []desired.Rule{{Match: []desired.Match{desired.UDPPort(port)}, Do: desired.Notrack}}
 }
 
+// devicePort is that of the VXLAN devices, 0 if there are none.
 func devicePort(t tunnelState) uint16 {
 	for _, d := range t.devices {
-		return uint16(d.Port) // all have the same
+		if d.Encap == desired.EncapVXLAN {
+			return uint16(d.Port) // all have the same
+		}
 	}
-	return vxlanPort
+	return 0
 }
 
 // tunnelGuards take tunnel packets from known hosts only: whoever else could
 // send one would be inside the network.
 func tunnelGuards(t tunnelState) []desired.Rule {
 	var out []desired.Rule
-	for _, f := range families() {
-		if d, ok := t.devices[f.device]; ok {
-			out = append(out, dropped(desired.UDPPort(uint16(d.Port)), desired.SrcIn(setName(setVXLAN, f.v4), f.v4).Negate()))
+	for _, d := range devices() {
+		made, ok := t.devices[d.name]
+		switch {
+		case ok && d.encap == desired.EncapIPIP:
+			out = append(out, dropped(desired.Proto(protocolIPIP), desired.SrcIn(setName(setHosts, d.v4), d.v4).Negate()))
+		case ok:
+			out = append(out, dropped(desired.UDPPort(uint16(made.Port)), desired.SrcIn(setName(setVXLAN, d.v4), d.v4).Negate()))
 		}
 	}
 	return out
@@ -174,9 +186,9 @@ func tunnelGuards(t tunnelState) []desired.Rule {
 // outgoing this host's address, unless they stay within the pools.
 func (c *Core) natRules(t tunnelState, p *problems) []desired.Rule {
 	var out []desired.Rule
-	for _, f := range families() {
-		if d, ok := t.devices[f.device]; ok && d.Addrs != (desired.AddrSet{}) {
-			out = append(out, masqueraded(desired.OutInterface(f.device), desired.ForeignSrc()))
+	for _, d := range devices() {
+		if made, ok := t.devices[d.name]; ok && made.Addrs != (desired.AddrSet{}) {
+			out = append(out, masqueraded(desired.OutInterface(d.name), desired.ForeignSrc()))
 		}
 	}
 	c.unserved(p)

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 
+	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/desired"
 )
@@ -12,17 +13,24 @@ import (
 // destination the later one of this list wins; this is the whole table of
 // precedence (spec/calico.md §5.6):
 //
-//	blackholes of own blocks < routes learnt by BGP
-//	  < other hosts' blocks by VXLAN, through the tunnel or on the same subnet
-//	  < static routes to BGP peers
-//	  < local workloads
+//	class                              leads by                                 protocol
+//	blackholes of own blocks           nothing                                  80
+//	routes learnt by BGP               the underlay; in IPIP pools tunl0, on    81
+//	                                   the same subnet only with Always
+//	other hosts' blocks and borrowed   the pool's tunnel, or the underlay to a  80
+//	addresses, by the datastore        host on the same subnet with CrossSubnet
+//	static routes to BGP peers         reachableBy                              80
+//	local workloads                    their interface                          3
 //
-// BGP has no say about destinations in VXLAN pools (spec/calico.md §6.3).
+// BGP has no say about destinations in VXLAN pools. Whether the third class has
+// the IPIP pools too, and those without encapsulation, is programClusterRoutes
+// of FelixConfiguration: EnabledIPIPOnly (the default), Enabled or Disabled
+// (spec/calico.md §6.3).
 func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, statics desired.Routes, p *problems) desired.Routes {
 	out := desired.Routes{}
 	for _, class := range []func(desired.Routes){
 		func(rs desired.Routes) { blackholes(rs, blocks) },
-		func(rs desired.Routes) { c.learntRoutes(rs, blocks, c.resolver(statics), p) },
+		func(rs desired.Routes) { c.learntRoutes(rs, blocks, t, c.resolver(statics), p) },
 		func(rs desired.Routes) { c.remoteRoutes(rs, t, p) },
 		func(rs desired.Routes) { maps.Copy(rs, statics) },
 		func(rs desired.Routes) { workloads(rs, eps) },
@@ -61,16 +69,17 @@ func workloads(rs desired.Routes, eps desired.Endpoints) {
 	}
 }
 
-func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, r *resolver, p *problems) {
+func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelState, r *resolver, p *problems) {
 	for prefix, path := range c.learnt {
-		if c.computed(prefix) {
+		d, mode := c.encapsulation(prefix)
+		if mode != api.EncapNever && d.encap == desired.EncapVXLAN {
 			continue
 		}
 		if why := c.hijack(prefix, blocks); why != "" {
 			p.add("BGP route %s from %s is not used: %s", prefix, path.Peer, why)
 			continue
 		}
-		hops := r.ways(path)
+		hops := c.ways(d, mode, t, r, path)
 		if hops.Len() == 0 {
 			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet and no route leads to it", prefix, path.Peer, path.NextHop)
 			continue
@@ -83,10 +92,18 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, r *resolve
 	}
 }
 
-// ways are all gateways of a path and of those that are as good.
-func (r *resolver) ways(path bgp.Path) desired.NextHops {
+// ways are all gateways of a path and of those that are as good: hosts of the
+// cluster through the pool's tunnel where it has one, others by the underlay.
+func (c *Core) ways(d device, mode api.EncapMode, t tunnelState, r *resolver, path bgp.Path) desired.NextHops {
 	var out []desired.NextHop
 	for _, hop := range pathHops(path) {
+		// A next hop that is no host of the cluster, such as a router, has no tunnel's end.
+		if other, ok := t.hosts[d.name][hop]; ok && mode != api.EncapNever {
+			if through, _ := c.way(d, mode, other); through {
+				out = append(out, desired.NextHop{Gateway: other.host, Dev: d.name, Onlink: true})
+				continue
+			}
+		}
 		out = append(out, r.hops(hop)...)
 	}
 	return desired.NewNextHops(out...)
@@ -99,15 +116,16 @@ func pathHops(p bgp.Path) []netip.Addr {
 	return []netip.Addr{p.NextHop}
 }
 
-// computed reports whether routes to a destination are computed from the
-// datastore: it lies in a pool whose packets travel in VXLAN.
-func (c *Core) computed(prefix netip.Prefix) bool {
+// encapsulation is that of the pool that a destination lies in as a whole.
+func (c *Core) encapsulation(prefix netip.Prefix) (device, api.EncapMode) {
 	pool := c.pool(prefix.Addr())
-	if pool == nil || !vxlan(pool) {
-		return false
+	if pool == nil {
+		return device{}, api.EncapNever
 	}
-	cidr, err := netip.ParsePrefix(pool.Spec.CIDR)
-	return err == nil && prefix.Bits() >= cidr.Bits()
+	if cidr, err := netip.ParsePrefix(pool.Spec.CIDR); err != nil || prefix.Bits() < cidr.Bits() {
+		return device{}, api.EncapNever
+	}
+	return deviceOf(pool)
 }
 
 // outsidePriority is the metric of learnt routes that lie in no pool, such as

@@ -6,7 +6,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/desired"
@@ -18,20 +20,21 @@ const (
 	vxlanPort = 4789
 )
 
-// TunnelUse says by family which tunnels the pools ask for. The agent assigns
-// and releases the addresses of the devices by it.
-type TunnelUse struct {
-	VXLAN, VXLAN6 bool // some pool, disabled ones included, sends packets through such a tunnel
-	// Assign and Assign6 are the CIDRs of those pools that are enabled, so that an address can be assigned.
-	Assign, Assign6 string
-	// VXLANAddr and VXLANAddr6 are what this host's Node says that the devices have; invalid for none.
-	VXLANAddr, VXLANAddr6 netip.Addr
+// TunnelUse says which tunnels the pools ask for. The agent assigns and releases
+// the addresses of the devices by it.
+type TunnelUse struct{ VXLAN, VXLAN6, IPIP DeviceUse }
+
+// DeviceUse is what the pools ask of one device.
+type DeviceUse struct {
+	Used   bool       // some pool, disabled ones included, sends packets through it
+	Assign string     // CIDRs of those pools that are enabled, so that an address can be assigned
+	Addr   netip.Addr // what this host's Node says that the device has; invalid for none
 }
 
-// vtep is another host's end of a VXLAN tunnel.
-type vtep struct {
+// peer is another host's end of a tunnel.
+type peer struct {
 	addr netip.Addr // of its device; invalid while it has none
-	mac  string
+	mac  string     // of a VXLAN device
 	host netip.Addr // its node address
 }
 
@@ -42,163 +45,238 @@ type tunnelState struct {
 	fdb        desired.FDB
 	use        TunnelUse
 	podMTU     int
-	vteps      map[bool]map[string]vtep // by family (true is IPv4) and node
+	peers      map[string]map[string]peer     // by device and node
+	hosts      map[string]map[netip.Addr]peer // by device and node address
 }
 
-// family is what differs between the two VXLAN devices.
-type family struct {
-	v4       bool
-	device   string
-	suffix   string // of the node's name in the hash that is its MAC
+// reach counts the hosts behind each device.
+func (t tunnelState) reach() map[string]int {
+	out := map[string]int{}
+	for name, others := range t.peers {
+		for _, other := range others {
+			if other.addr.IsValid() || other.mac == "" {
+				out[name]++
+			}
+		}
+	}
+	return out
+}
+
+// device is what differs between the tunnel devices.
+type device struct {
+	name     string
+	encap    desired.Encap
+	v4       bool   // of the packets outside and inside
+	suffix   string // of the node's name in the hash that is a VXLAN device's MAC
 	overhead desired.Overhead
+	use      func(*TunnelUse) *DeviceUse
 	address  func(*api.NodeSpec) string // of the device
 	mac      func(*api.NodeSpec) string
 	mtu      func(*api.FelixConfigurationSpec) *int
 }
 
-func families() []family {
-	return []family{
+func devices() []device {
+	return []device{
 		{
-			true, desired.VXLANDevice, "", desired.OverheadVXLAN,
+			desired.VXLANDevice, desired.EncapVXLAN, true, "", desired.OverheadVXLAN,
+			func(u *TunnelUse) *DeviceUse { return &u.VXLAN },
 			func(n *api.NodeSpec) string { return n.IPv4VXLANTunnelAddr },
 			func(n *api.NodeSpec) string { return n.VXLANTunnelMACAddr },
 			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTU },
 		},
 		{
-			false, desired.VXLANDevice6, "-v6", desired.OverheadVXLAN6,
+			desired.VXLANDevice6, desired.EncapVXLAN, false, "-v6", desired.OverheadVXLAN6,
+			func(u *TunnelUse) *DeviceUse { return &u.VXLAN6 },
 			func(n *api.NodeSpec) string { return n.IPv6VXLANTunnelAddr },
 			func(n *api.NodeSpec) string { return n.VXLANTunnelMACAddrV6 },
 			func(f *api.FelixConfigurationSpec) *int { return f.VXLANMTUV6 },
 		},
+		{
+			desired.IPIPDevice, desired.EncapIPIP, true, "", desired.OverheadIPIP,
+			func(u *TunnelUse) *DeviceUse { return &u.IPIP },
+			func(n *api.NodeSpec) string {
+				if n.BGP == nil {
+					return ""
+				}
+				return n.BGP.IPv4IPIPTunnelAddr
+			},
+			func(*api.NodeSpec) string { return "" },
+			func(f *api.FelixConfigurationSpec) *int { return f.IPIPMTU },
+		},
 	}
 }
 
-// tunnels computes the VXLAN devices, who is behind them, and the MTU that is
-// left for workloads. A device stays as long as this host's Node names its
-// address, whatever the pools say: other hosts may still be sending through it.
+// mode is how a pool uses a device.
+func (d device) mode(pool *api.IPPool) api.EncapMode {
+	cidr, err := netip.ParsePrefix(pool.Spec.CIDR)
+	mode := pool.Spec.VXLANMode
+	if d.encap == desired.EncapIPIP {
+		mode = pool.Spec.IPIPMode
+	}
+	if err != nil || cidr.Addr().Is4() != d.v4 || mode == "" {
+		return api.EncapNever
+	}
+	return mode
+}
+
+// deviceOf is the device that packets for a pool may leave by, and when.
+func deviceOf(pool *api.IPPool) (device, api.EncapMode) {
+	for _, d := range devices() {
+		if m := d.mode(pool); m != api.EncapNever {
+			return d, m
+		}
+	}
+	return device{}, api.EncapNever
+}
+
+// tunnels computes the devices, who is behind them, and the MTU that is left for
+// workloads. A device stays as long as this host's Node names its address,
+// whatever the pools say: other hosts may still be sending through it.
 func (c *Core) tunnels(p *problems) tunnelState {
 	t := tunnelState{
 		devices: desired.Tunnels{}, neighbours: desired.Neighbours{}, fdb: desired.FDB{},
-		vteps: map[bool]map[string]vtep{},
+		peers: map[string]map[string]peer{}, hosts: map[string]map[netip.Addr]peer{},
 	}
-	t.use = c.tunnelUse(p)
+	t.use = c.tunnelUse()
 	t.podMTU = c.mtu
-	for _, f := range families() {
-		used, own := t.use.VXLAN, t.use.VXLANAddr
-		if !f.v4 {
-			used, own = t.use.VXLAN6, t.use.VXLANAddr6
-		}
-		if !used && !own.IsValid() {
+	for _, d := range devices() {
+		use := d.use(&t.use)
+		if !use.Used && !use.Addr.IsValid() {
 			continue
 		}
-		if used && c.mtu > 0 {
-			t.podMTU = min(t.podMTU, c.tunnelMTU(f))
+		if use.Used && c.mtu > 0 {
+			t.podMTU = min(t.podMTU, c.tunnelMTU(d))
 		}
-		if c.vxlanDevice(&t, f, own, p) {
-			c.behind(&t, f, p)
+		if made, ok := c.tunnelDevice(d, p); ok {
+			made.Addrs = desired.NewAddrSet(use.Addr)
+			c.behind(&t, d, p)
+			if d.encap == desired.EncapIPIP {
+				made.Hosts = desired.NewNetSet(c.tunnelHosts(&t, d)...)
+			}
+			t.devices[d.name] = made
 		}
 	}
 	return t
 }
 
-func (c *Core) tunnelUse(p *problems) TunnelUse {
+func (c *Core) tunnelUse() TunnelUse {
 	var u TunnelUse
 	for _, name := range slices.Sorted(maps.Keys(c.pools)) {
 		pool := c.pools[name]
-		cidr, err := netip.ParsePrefix(pool.Spec.CIDR)
-		if err != nil {
-			continue
-		}
-		if m := pool.Spec.IPIPMode; m != "" && m != api.EncapNever {
-			p.add("IPPool(%s): ipipMode %s is not served by this build: routed without encapsulation", name, m)
-		}
-		if !vxlan(pool) {
-			continue
-		}
-		assign := ""
-		if !pool.Spec.Disabled {
-			assign = cidr.String() + " "
-		}
-		if cidr.Addr().Is4() {
-			u.VXLAN, u.Assign = true, u.Assign+assign
-		} else {
-			u.VXLAN6, u.Assign6 = true, u.Assign6+assign
+		for _, d := range devices() {
+			if d.mode(pool) == api.EncapNever {
+				continue
+			}
+			use := d.use(&u)
+			use.Used = true
+			if !pool.Spec.Disabled {
+				use.Assign += pool.Spec.CIDR + " "
+			}
 		}
 	}
 	if self := c.nodes[c.opts.Node]; self != nil {
-		u.VXLANAddr, _ = parseNodeAddr(self.Spec.IPv4VXLANTunnelAddr)
-		u.VXLANAddr6, _ = parseNodeAddr(self.Spec.IPv6VXLANTunnelAddr)
+		for _, d := range devices() {
+			d.use(&u).Addr, _ = parseNodeAddr(d.address(&self.Spec))
+		}
 	}
 	return u
 }
 
-// vxlan reports whether a pool's packets may travel in VXLAN.
-func vxlan(pool *api.IPPool) bool {
-	return pool.Spec.VXLANMode != "" && pool.Spec.VXLANMode != api.EncapNever
-}
-
-// vxlanDevice adds this host's device of a family.
-func (c *Core) vxlanDevice(t *tunnelState, f family, own netip.Addr, p *problems) bool {
+// tunnelDevice is this host's device, without its addresses.
+func (c *Core) tunnelDevice(d device, p *problems) (desired.Tunnel, bool) {
 	self := c.nodes[c.opts.Node]
 	if self == nil {
-		return false
+		return desired.Tunnel{}, false
 	}
-	local, ok := c.nodeSubnet(self, f.v4)
+	local, ok := c.nodeSubnet(self, d.v4)
 	if !ok {
-		p.add("%s: this host has no %s address on its Node; no device is made", f.device, familyName(f.v4))
-		return false
+		p.add("%s: this host has no %s address on its Node; no device is made", d.name, familyName(d.v4))
+		return desired.Tunnel{}, false
 	}
 	under := c.linkOf(local.Addr())
 	if under == "" {
-		p.add("%s: no interface of this host has its Node's address %s; no device is made", f.device, local.Addr())
-		return false
+		p.add("%s: no interface of this host has its Node's address %s; no device is made", d.name, local.Addr())
+		return desired.Tunnel{}, false
 	}
-	d := desired.Tunnel{
-		VNI:      c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANVNI }, vxlanVNI),
-		Port:     c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANPort }, vxlanPort),
-		Underlay: under, Local: local.Addr(), MAC: tunnelMAC(self, f), Addrs: desired.NewAddrSet(own),
+	made := desired.Tunnel{Encap: d.encap, Local: local.Addr(), MTU: c.tunnelMTU(d)}
+	if d.encap == desired.EncapIPIP {
+		made.Uplinks = c.uplinks(under)
+		return made, true
 	}
-	d.MTU = c.tunnelMTU(f)
-	t.devices[f.device] = d
-	return true
+	made.VNI = c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANVNI }, vxlanVNI)
+	made.Port = c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANPort }, vxlanPort)
+	made.Underlay, made.MAC = under, tunnelMAC(self, d)
+	return made, true
+}
+
+// uplinks are the interfaces that tunnel packets may come in by: the one with
+// the Node's address, and those that are taken for the underlay elsewhere too,
+// since the way of a packet through the fabric is not ours to choose.
+func (c *Core) uplinks(under string) string {
+	physical := regexp.MustCompile(desired.MTUPattern)
+	names := []string{under}
+	for _, l := range c.links {
+		if l.Up && l.Name != under && physical.MatchString(l.Name) {
+			names = append(names, l.Name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, ",")
+}
+
+// tunnelHosts are whom IPIP packets are taken from.
+func (c *Core) tunnelHosts(t *tunnelState, d device) []netip.Prefix {
+	hosts := c.externalNodes(d.v4, &problems{}) // which the packet filter lists
+	for _, other := range t.peers[d.name] {
+		hosts = append(hosts, netip.PrefixFrom(other.host, other.host.BitLen()))
+	}
+	return hosts
 }
 
 // tunnelMTU is the configured MTU, else what the underlay leaves; 0 while that
 // is not known.
-func (c *Core) tunnelMTU(f family) int {
+func (c *Core) tunnelMTU(d device) int {
 	if c.mtu == 0 {
-		return c.felixInt(f.mtu, 0)
+		return c.felixInt(d.mtu, 0)
 	}
-	return c.felixInt(f.mtu, desired.WorkloadMTU(c.mtu, f.overhead))
+	return c.felixInt(d.mtu, desired.WorkloadMTU(c.mtu, d.overhead))
 }
 
-// behind adds every other host that has an address on its device.
-func (c *Core) behind(t *tunnelState, f family, p *problems) {
-	t.vteps[f.v4] = map[string]vtep{}
-	names := slices.Sorted(maps.Keys(c.nodes))
-	for _, name := range names {
+// behind adds every other host: for VXLAN those that have an address on their
+// device, since only their MAC leads to them.
+func (c *Core) behind(t *tunnelState, d device, p *problems) {
+	t.peers[d.name], t.hosts[d.name] = map[string]peer{}, map[netip.Addr]peer{}
+	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		n := c.nodes[name]
-		net, ok := c.nodeSubnet(n, f.v4)
+		net, ok := c.nodeSubnet(n, d.v4)
 		if name == c.opts.Node || !ok {
 			continue
 		}
-		v := vtep{mac: tunnelMAC(n, f), host: net.Addr()}
-		v.addr, _ = parseNodeAddr(f.address(&n.Spec))
-		if v.addr.IsValid() && v.addr.Is4() != f.v4 {
-			v.addr = netip.Addr{}
+		other := peer{host: net.Addr()}
+		other.addr, _ = parseNodeAddr(d.address(&n.Spec))
+		if other.addr.IsValid() && other.addr.Is4() != d.v4 {
+			other.addr = netip.Addr{}
 		}
-		neighbour, fdb := desired.NeighbourKey{Dev: f.device, Addr: v.addr}, desired.FDBKey{Dev: f.device, MAC: v.mac}
-		_, addrTaken := t.neighbours[neighbour]
-		_, macTaken := t.fdb[fdb]
-		switch {
-		case !v.addr.IsValid():
-		case addrTaken || macTaken:
-			p.add("Node(%s): tunnel address %s or MAC %s is another node's too; it is not used", name, v.addr, v.mac)
-			v.addr = netip.Addr{}
-		default:
-			t.neighbours[neighbour], t.fdb[fdb] = v.mac, v.host
+		if d.encap == desired.EncapVXLAN {
+			other.mac = tunnelMAC(n, d)
+			t.meet(d, name, &other, p)
 		}
-		t.vteps[f.v4][name] = v
+		t.peers[d.name][name], t.hosts[d.name][other.host] = other, other
+	}
+}
+
+// meet writes down where another host's VXLAN device is.
+func (t *tunnelState) meet(d device, node string, other *peer, p *problems) {
+	neighbour, fdb := desired.NeighbourKey{Dev: d.name, Addr: other.addr}, desired.FDBKey{Dev: d.name, MAC: other.mac}
+	_, addrTaken := t.neighbours[neighbour]
+	_, macTaken := t.fdb[fdb]
+	switch {
+	case !other.addr.IsValid():
+	case addrTaken || macTaken:
+		p.add("Node(%s): tunnel address %s or MAC %s is another node's too; it is not used", node, other.addr, other.mac)
+		other.addr = netip.Addr{}
+	default:
+		t.neighbours[neighbour], t.fdb[fdb] = other.mac, other.host
 	}
 }
 
@@ -235,11 +313,11 @@ func (c *Core) linkOf(a netip.Addr) string {
 
 // tunnelMAC is the Node's own wish, or 0x66 and five octets of the hash of its
 // name, which is what Calico uses (spec/calico.md §5.6).
-func tunnelMAC(n *api.Node, f family) string {
-	if mac, err := net.ParseMAC(f.mac(&n.Spec)); err == nil && len(mac) == 6 {
+func tunnelMAC(n *api.Node, d device) string {
+	if mac, err := net.ParseMAC(d.mac(&n.Spec)); err == nil && len(mac) == 6 {
 		return mac.String()
 	}
-	sum := sha1.Sum([]byte(n.Name + f.suffix))
+	sum := sha1.Sum([]byte(n.Name + d.suffix))
 	return net.HardwareAddr(append([]byte{0x66}, sum[:5]...)).String()
 }
 
@@ -263,8 +341,9 @@ func familyName(v4 bool) string {
 	return "IPv6"
 }
 
-// remoteRoutes leads to the blocks of other hosts in VXLAN pools, and to single
-// addresses that other hosts have borrowed there. Pools without VXLAN are BGP's.
+// remoteRoutes leads to the blocks of other hosts in pools whose routes are
+// computed, and to single addresses that other hosts have borrowed there. The
+// rest is BGP's.
 func (c *Core) remoteRoutes(rs desired.Routes, t tunnelState, p *problems) {
 	for cidr, nodes := range c.remote {
 		if _, ours := c.affine[cidr]; !ours {
@@ -292,43 +371,91 @@ func (c *Core) owner(cidr netip.Prefix, nodes map[string]bool) string {
 	return slices.MinFunc(slices.Collect(maps.Keys(nodes)), cmp.Compare[string])
 }
 
-// remoteRoute decides for one destination on another host. While that host has
-// no tunnel address yet its packets go without encapsulation where that is
-// possible, so that switching a pool over loses nothing.
+// remoteRoute decides for one destination on another host.
 func (c *Core) remoteRoute(rs desired.Routes, t tunnelState, dst netip.Prefix, node string, p *problems) {
 	pool := c.pool(dst.Addr())
-	if pool == nil || !vxlan(pool) {
+	if pool == nil || !c.computes(pool) {
 		return
 	}
-	v4 := dst.Addr().Is4()
-	v, known := t.vteps[v4][node]
+	d, mode := deviceOf(pool)
+	if mode == api.EncapNever {
+		c.plainRoute(rs, dst, node)
+		return
+	}
+	other, known := t.peers[d.name][node]
 	if !known {
-		p.add("%s is not routed: Node(%s) has no %s address, or this host has no VXLAN device", dst, node, familyName(v4))
+		p.add("%s is not routed: Node(%s) has no %s address, or this host has no device %s", dst, node, familyName(d.v4), d.name)
 		return
 	}
-	near := c.sameSubnet(v.host)
-	behind := v.addr.IsValid()
-	switch {
-	case near && (pool.Spec.VXLANMode == api.EncapCrossSubnet || !behind):
-		rs.Add(desired.NewRouteKey(dst), desired.Route{Gateway: v.host, Dev: c.linkOf(c.ownAddr(v4)), Proto: desired.ProtoComputed})
-	case behind:
-		rs.Add(desired.NewRouteKey(dst), desired.Route{Gateway: v.addr, Dev: deviceOf(v4), Onlink: true, Proto: desired.ProtoComputed})
-		if !v4 {
+	switch through, plain := c.way(d, mode, other); {
+	case plain:
+		rs.Add(desired.NewRouteKey(dst), c.direct(other.host, desired.ProtoComputed))
+	case through:
+		rs.Add(desired.NewRouteKey(dst), d.route(other, desired.ProtoComputed))
+		if !d.v4 {
 			// IPv6 refuses an onlink gateway that another route leads elsewhere, as the block's own does before it
 			// is switched over: so the gateway gets a route of its own.
-			gateway := desired.NewRouteKey(netip.PrefixFrom(v.addr, v.addr.BitLen()))
-			rs.Add(gateway, desired.Route{Dev: deviceOf(v4), Proto: desired.ProtoComputed})
+			gateway := desired.NewRouteKey(netip.PrefixFrom(other.addr, other.addr.BitLen()))
+			rs.Add(gateway, desired.Route{Dev: d.name, Proto: desired.ProtoComputed})
 		}
 	default:
 		p.add("%s is not routed: Node(%s) has no VXLAN tunnel address yet and is on another subnet", dst, node)
 	}
 }
 
-func deviceOf(v4 bool) string {
-	if v4 {
-		return desired.VXLANDevice
+// way says whether packets for a host go through a tunnel or plain. While that
+// host has no tunnel address yet it may have no device either, so they go plain
+// where that is possible: switching a pool over then loses nothing. Elsewhere
+// IPIP needs no more than the host's address.
+func (c *Core) way(d device, mode api.EncapMode, other peer) (through, plain bool) {
+	ready := other.addr.IsValid()
+	if c.sameSubnet(other.host) && (mode == api.EncapCrossSubnet || !ready) {
+		return false, true
 	}
-	return desired.VXLANDevice6
+	return ready || d.encap == desired.EncapIPIP, false
+}
+
+// route leads through the device to another host's end of it.
+func (d device) route(other peer, proto int) desired.Route {
+	gateway := other.addr
+	if d.encap == desired.EncapIPIP {
+		gateway = other.host
+	}
+	return desired.Route{Gateway: gateway, Dev: d.name, Onlink: true, Proto: proto}
+}
+
+// direct leads to a host on this host's own subnet.
+func (c *Core) direct(host netip.Addr, proto int) desired.Route {
+	return desired.Route{Gateway: host, Dev: c.linkOf(c.ownAddr(host.Is4())), Proto: proto}
+}
+
+// plainRoute leads to a host on the same subnet without encapsulation. Hosts
+// elsewhere are BGP's, with which routers can take part.
+func (c *Core) plainRoute(rs desired.Routes, dst netip.Prefix, node string) {
+	n := c.nodes[node]
+	if n == nil {
+		return
+	}
+	if net, ok := c.nodeSubnet(n, dst.Addr().Is4()); ok && c.sameSubnet(net.Addr()) {
+		rs.Add(desired.NewRouteKey(dst), c.direct(net.Addr(), desired.ProtoComputed))
+	}
+}
+
+// computes reports whether the routes of a pool are computed from the datastore:
+// always with VXLAN; otherwise as programClusterRoutes of FelixConfiguration says,
+// by default with IPIP (spec/calico.md §6.3).
+func (c *Core) computes(pool *api.IPPool) bool {
+	d, mode := deviceOf(pool)
+	if mode != api.EncapNever && d.encap == desired.EncapVXLAN {
+		return true
+	}
+	switch c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.ProgramClusterRoutes }, "EnabledIPIPOnly") {
+	case "Enabled":
+		return true
+	case "EnabledIPIPOnly":
+		return mode != api.EncapNever
+	}
+	return false
 }
 
 // sameSubnet reports whether a host is reached without a router, judged by this

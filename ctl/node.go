@@ -93,6 +93,7 @@ func (a *app) printStatus(s *agentapi.Status) error {
 	fmt.Fprintln(a.Stdout, "Calico process is running.")
 	if s.BGP != "" && s.BGP != "running" {
 		fmt.Fprintf(a.Stdout, "\nThe BGP backend process is not running (%s).\n\n", s.BGP)
+		a.printTunnels(s.Tunnels)
 		return nil
 	}
 	if !a.compatible() {
@@ -119,6 +120,7 @@ func (a *app) printStatus(s *agentapi.Status) error {
 		}
 	}
 	fmt.Fprintln(a.Stdout)
+	a.printTunnels(s.Tunnels)
 	return nil
 }
 
@@ -140,6 +142,23 @@ func (a *app) printRole(s *agentapi.Status) {
 	}
 	if r := s.Reflection; r != nil {
 		fmt.Fprintf(a.Stdout, "Route reflection %s, led by %s: %s.\n", r.Mode, cmp.Or(r.Leader, "nobody yet"), cmp.Or(r.Report, "nothing done yet"))
+	}
+}
+
+// printTunnels is a line for each device; calicoctl's output has no place for it.
+func (a *app) printTunnels(tunnels []agentapi.Tunnel) {
+	if a.compatible() {
+		return
+	}
+	for _, t := range tunnels {
+		addr := "no address yet"
+		if len(t.Addresses) > 0 {
+			addr = t.Addresses[0].String()
+		}
+		fmt.Fprintf(a.Stdout, "Tunnel %s: %s by %s, address %s, MTU %d, %d hosts\n", t.Device, t.Encapsulation, t.Implementation, addr, t.MTU, t.Hosts)
+	}
+	if len(tunnels) > 0 {
+		fmt.Fprintln(a.Stdout)
 	}
 }
 
