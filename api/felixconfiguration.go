@@ -274,8 +274,8 @@ func (f *FelixConfiguration) Default() {
 func servedParameters() []string {
 	return []string{
 		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "defaultEndpointToHostAction", "disableConntrackInvalidCheck",
-		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "iptablesFilterDenyAction", "logActionRateLimit",
-		"logPrefix", "natOutgoingExclusions", "nftablesFilterDenyAction",
+		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "ipipMTU", "iptablesFilterDenyAction",
+		"logActionRateLimit", "logPrefix", "natOutgoingExclusions", "nftablesFilterDenyAction", "programClusterRoutes",
 		"vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
 	}
 }
