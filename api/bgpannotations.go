@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,7 +12,84 @@ import (
 const (
 	// AnnotationBFD turns on BFD (RFC 5880): see ParseBFD.
 	AnnotationBFD = "maneki.net/bfd"
+	// AnnotationLongLived turns on long-lived graceful restart (RFC 9494): see ParseLongLived.
+	AnnotationLongLived = "maneki.net/long-lived-restart-time"
+	// AnnotationMaxPrefixes is how many prefixes a peer may offer: see ParseMaxPrefixes.
+	AnnotationMaxPrefixes = "maneki.net/max-prefixes"
 )
+
+// BGPTuning is what the annotations of one object say; nil where they say
+// nothing.
+type BGPTuning struct {
+	BFD         *BFD
+	LongLived   *time.Duration
+	MaxPrefixes *int
+}
+
+// Or is t, completed by o.
+func (t BGPTuning) Or(o BGPTuning) BGPTuning {
+	return BGPTuning{BFD: cmp.Or(t.BFD, o.BFD), LongLived: cmp.Or(t.LongLived, o.LongLived), MaxPrefixes: cmp.Or(t.MaxPrefixes, o.MaxPrefixes)}
+}
+
+// AnnotationError says what is wrong with the value of an annotation.
+type AnnotationError struct {
+	Name, Value string
+	Err         error
+}
+
+// ParseBGPTuning reads the annotations above. What cannot be read is among the
+// errors, in the order of the names, and else as if it were not there.
+func ParseBGPTuning(annotations map[string]string) (BGPTuning, []AnnotationError) {
+	var t BGPTuning
+	var errs []AnnotationError
+	read := func(name string, parse func(text string) error) {
+		if text, ok := annotations[name]; ok {
+			if err := parse(text); err != nil {
+				errs = append(errs, AnnotationError{Name: name, Value: text, Err: err})
+			}
+		}
+	}
+	read(AnnotationBFD, func(text string) error { return into(&t.BFD, ParseBFD, text) })
+	read(AnnotationLongLived, func(text string) error { return into(&t.LongLived, ParseLongLived, text) })
+	read(AnnotationMaxPrefixes, func(text string) error { return into(&t.MaxPrefixes, ParseMaxPrefixes, text) })
+	return t, errs
+}
+
+func into[T any](to **T, parse func(string) (T, error), text string) error {
+	v, err := parse(text)
+	if err == nil {
+		*to = &v
+	}
+	return err
+}
+
+// maxLongLived is what the field of the protocol can hold (RFC 9494 §3.1).
+const maxLongLived = (1<<24 - 1) * time.Second
+
+// ParseLongLived reads how long routes are kept after the restart time: "off",
+// or a duration such as "24h". The error says what is allowed.
+func ParseLongLived(text string) (time.Duration, error) {
+	if text == "off" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second || d > maxLongLived {
+		return 0, fmt.Errorf("%q: must be off or a duration of 1s to 16777215s, such as 24h", text)
+	}
+	return d.Truncate(time.Second), nil
+}
+
+// mostPrefixes is more than the internet has.
+const mostPrefixes = 10_000_000
+
+// ParseMaxPrefixes reads a number of prefixes. The error says what is allowed.
+func ParseMaxPrefixes(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > mostPrefixes {
+		return 0, fmt.Errorf("%q: must be 1-%d", text, mostPrefixes)
+	}
+	return n, nil
+}
 
 // BFD is the value of AnnotationBFD. The zero value is off.
 type BFD struct {
@@ -60,9 +138,8 @@ func ParseBFD(text string) (BFD, error) {
 
 // bgpAnnotations checks the annotations above.
 func (c *checker) bgpAnnotations(r *Resource) {
-	if text, ok := r.Annotations[AnnotationBFD]; ok {
-		if _, err := ParseBFD(text); err != nil {
-			c.add("Metadata.Annotations["+AnnotationBFD+"]", clip(text), err.Error())
-		}
+	_, errs := ParseBGPTuning(r.Annotations)
+	for _, e := range errs {
+		c.add("Metadata.Annotations["+e.Name+"]", clip(e.Value), e.Err.Error())
 	}
 }

@@ -46,3 +46,28 @@ func FuzzParseBFD(f *testing.F) {
 		}
 	})
 }
+
+func TestParseBGPTuning(t *testing.T) {
+	got, errs := ParseBGPTuning(map[string]string{AnnotationBFD: "on", AnnotationLongLived: "24h", AnnotationMaxPrefixes: "5000", "other": "x"})
+	if len(errs) > 0 || got.BFD == nil || !got.BFD.On || *got.LongLived != 24*time.Hour || *got.MaxPrefixes != 5000 {
+		t.Errorf("%+v %v", got, errs)
+	}
+	off, errs := ParseBGPTuning(map[string]string{AnnotationBFD: "off", AnnotationLongLived: "off"})
+	if len(errs) > 0 || off.BFD.On || *off.LongLived != 0 || off.MaxPrefixes != nil {
+		t.Errorf("%+v %v", off, errs)
+	}
+	if both := off.Or(got); both.BFD.On || *both.LongLived != 0 || *both.MaxPrefixes != 5000 {
+		t.Errorf("what is said to be off is not completed by what is on: %+v", both)
+	}
+	for name, values := range map[string][]string{
+		AnnotationLongLived:   {"", "24", "0s", "-1h", "16777216s", "on"},
+		AnnotationMaxPrefixes: {"", "0", "-1", "10000001", "many", "1e3"},
+		AnnotationBFD:         {"maybe"},
+	} {
+		for _, v := range values {
+			if got, errs := ParseBGPTuning(map[string]string{name: v}); len(errs) != 1 || errs[0].Name != name || got != (BGPTuning{}) {
+				t.Errorf("%s: %q gives %+v, %v", name, v, got, errs)
+			}
+		}
+	}
+}

@@ -63,6 +63,9 @@ type Peer struct {
 	ConnectRetry time.Duration
 	// RestartTime is how long the peer is asked to keep our routes while we restart (RFC 4724); 0 means 120 s.
 	RestartTime time.Duration
+	// LongLived is how long routes are kept as the last choice after the restart time, ours by the peer and the
+	// peer's here, if both say so (RFC 9494); the shorter time counts. 0 for off, at most 16777215 s.
+	LongLived   time.Duration
 	Password    string // TCP MD5 (RFC 2385), at most 80 octets; never logged
 	TTLSecurity uint8  // greatest distance in hops (RFC 5082), 0 for off
 	// LocalASN is this end's AS on the session; 0 means Config.ASN.
@@ -74,6 +77,8 @@ type Peer struct {
 	// Client makes this speaker reflect internal routes to and from the peer (RFC 4456 §6).
 	Client bool
 	BFD    BFD
+	// MaxPrefixes ends the session when the peer offers more (Cease, RFC 4486); 0 means Options.MaxPrefixesPerPeer.
+	MaxPrefixes int
 	// OnLink says that the peer is on a connected subnet. When that ends, because its interface went down for one,
 	// so does the session, at once.
 	OnLink bool
@@ -231,6 +236,10 @@ func (c Config) validatePeer(key netip.Addr, p Peer) error {
 		return fmt.Errorf("bfd interval %s: want %s to %s", p.BFD.Interval, minBFD, maxBFD)
 	case p.BFD.Interval != 0 && p.BFD.Multiplier == 0:
 		return fmt.Errorf("bfd multiplier 0: want 1 to 255")
+	case p.MaxPrefixes < 0:
+		return fmt.Errorf("maxPrefixes %d: want 0 or more", p.MaxPrefixes)
+	case p.LongLived < 0 || p.LongLived > message.MaxLongLived:
+		return fmt.Errorf("longLived %s: want at most %s", p.LongLived, message.MaxLongLived)
 	case len(p.Password) > 80:
 		return fmt.Errorf("password: has %d octets, want at most 80", len(p.Password))
 	}
@@ -288,7 +297,7 @@ func (c Config) session(p Peer) session.Config {
 		Remote: netip.AddrPortFrom(p.Addr, port), Local: p.Local,
 		LocalASN: c.local(p), RemoteASN: p.ASN, RouterID: c.RouterID,
 		Families: families, ExtendedNextHop: extended, Passive: p.Passive,
-		HoldTime: p.holdTime(), Keepalive: p.Keepalive, ConnectRetry: p.ConnectRetry, RestartTime: restart,
+		HoldTime: p.holdTime(), Keepalive: p.Keepalive, ConnectRetry: p.ConnectRetry, RestartTime: restart, LongLived: p.LongLived,
 		Password: p.Password, TTLSecurity: p.TTLSecurity,
 	}
 }

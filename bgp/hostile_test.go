@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -69,6 +70,54 @@ func TestMaxPrefixes(t *testing.T) {
 		t.Errorf("reason %q", st.LastError)
 	}
 	eventually(t, "the peer is told", func() bool { return bad.Err(0) != nil }, a)
+}
+
+// TestRouteFlood: a peer offers more than the default limit. The session ends, all of its routes go, and neither the
+// other peer nor the memory suffers.
+func TestRouteFlood(t *testing.T) {
+	a := start(t, "10.1.11.1", Options{}, passive("10.1.11.2"), mesh("10.1.11.3"))
+	good := swarm(t, "10.1.11.1", 64512, "10.1.11.3", "192.168.1.0/24")
+	eventually(t, "good peer", func() bool { return a.has("192.168.1.0/24") }, a)
+	var flood []string
+	for i := range defaultMaxPrefixes + 1 {
+		flood = append(flood, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(16 + i>>16), byte(i >> 8), byte(i)}), 32).String())
+	}
+	before := inUse()
+	began := time.Now()
+	swarm(t, "10.1.11.1", 64512, "10.1.11.2", flood...)
+	eventually(t, "limit", func() bool { return a.peer("10.1.11.2").State == "Idle" }, a)
+	eventually(t, "withdrawal", func() bool { return len(a.Best()) == 1 }, a)
+	t.Logf("%d routes refused and gone after %s", len(flood), time.Since(began).Round(time.Millisecond))
+	if good.Established() != 1 || !a.has("192.168.1.0/24") {
+		t.Error("the good session suffered")
+	}
+	flood = nil
+	if grown := inUse() - before; grown > 64<<20 {
+		t.Errorf("%d MiB more are in use afterwards", grown>>20)
+	}
+}
+
+func inUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse)
+}
+
+// TestMaxPrefixesOfAPeer: the limit of one peer, lowered while its session is up, and in force with its next message.
+func TestMaxPrefixesOfAPeer(t *testing.T) {
+	a := start(t, "10.1.12.1", Options{}, mesh("10.1.12.2"))
+	b := start(t, "10.1.12.2", Options{}, mesh("10.1.12.1"))
+	b.announce("10.65.1.0/26", "10.65.2.0/26", "10.65.3.0/26")
+	eventually(t, "routes", func() bool { return len(a.Best()) == 3 }, a, b)
+	p := a.cfg.Peers[b.addr]
+	p.MaxPrefixes = 3
+	a.cfg.Peers[b.addr] = p
+	a.set()
+	b.announce("10.65.4.0/26")
+	eventually(t, "limit", func() bool {
+		return a.peer("10.1.12.2").LastError == "peer sent more than 3 prefixes" && len(a.Best()) == 0
+	}, a, b)
 }
 
 func TestImportChecks(t *testing.T) {

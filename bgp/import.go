@@ -86,6 +86,7 @@ func zeroNet(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 0 }
 func (p *peer) admit(prefix netip.Prefix, raw rib.Attrs) rib.Path {
 	s := p.speaker
 	path := rib.Path{Source: p.source, Attrs: raw, Raw: raw, Barred: s.barred(p, prefix, raw.Value())}
+	path.Demoted = raw.Value().HasCommunity(message.LLGRStale) // RFC 9494 §4.3
 	path.Unreachable = !s.reaches(raw.Value().NextHop)
 	chain := s.chains[p.cfg.Filters]
 	external := !p.source.Internal && s.cfg.LocalPref != 0

@@ -28,6 +28,7 @@ type peer struct {
 	ended      message.Families // families whose End-of-RIB has come
 	peerRBit   bool             // the peer said that it has restarted
 	advertised message.Restart  // the peer's graceful restart capability
+	longLived  message.Families // of its long-lived one
 }
 
 var _ session.Handler = (*peer)(nil)
@@ -43,7 +44,7 @@ func (p *peer) Up(info session.Info) session.Feed {
 	}
 	p.source.ID = info.Open.ID
 	p.local, p.families, p.ended = info.Local, info.Session.Families, 0
-	p.peerRBit, p.advertised = info.Restart.Restarting, info.Restart
+	p.peerRBit, p.advertised, p.longLived = info.Restart.Restarting, info.Restart, info.Open.LongLived.Families
 	if !s.own[info.Local] {
 		s.setOwn()
 	}
@@ -52,8 +53,9 @@ func (p *peer) Up(info session.Info) session.Feed {
 	p.feed = f
 	p.base = export.Policy{
 		Internal: info.Session.Internal, NextHop: info.Local,
-		Extended: info.Session.ExtendedNextHop,
-		Families: info.Session.Families, FourOctetAS: info.Session.FourOctetAS,
+		LongLived: info.Open.LongLived.Families != 0,
+		Extended:  info.Session.ExtendedNextHop,
+		Families:  info.Session.Families, FourOctetAS: info.Session.FourOctetAS,
 	}
 	g := s.group(p.policy())
 	f.group, f.member, f.initial = g, g.Join(p.source), g.Seq()
@@ -144,19 +146,27 @@ func (p *peer) Update(u message.Update) *message.Error {
 		p.endOfRIB(u.EndOfRIB)
 	}
 	s.wake()
-	if p.source.Received() > s.opt.MaxPrefixesPerPeer {
-		return message.MaxPrefixes(s.opt.MaxPrefixesPerPeer)
+	if most := p.maxPrefixes(); p.source.Received() > most {
+		return message.MaxPrefixes(most)
 	}
 	return nil
+}
+
+// maxPrefixes is how many prefixes the peer may offer.
+func (p *peer) maxPrefixes() int {
+	if p.cfg.MaxPrefixes > 0 {
+		return p.cfg.MaxPrefixes
+	}
+	return p.speaker.opt.MaxPrefixesPerPeer
 }
 
 // learn puts announced routes into the table. It stops just past the limit of prefixes, so that one
 // message cannot exceed it by much.
 func (p *peer) learn(r message.Reach) {
 	s := p.speaker
-	raw := unique.Make(r.Attrs)
+	raw, most := unique.Make(r.Attrs), p.maxPrefixes()
 	for _, prefix := range r.Prefixes {
-		if p.source.Received() > s.opt.MaxPrefixesPerPeer {
+		if p.source.Received() > most {
 			return
 		}
 		if s.table.Put(prefix, p.admit(prefix, raw)) {
@@ -220,6 +230,31 @@ func (p *peer) Down(loss session.Loss) {
 	})...)
 	s.wake()
 	s.notify()
+}
+
+// LongLived implements session.Handler (RFC 9494 §4.2): what may be kept is marked, so that everybody prefers
+// any other path.
+func (p *peer) LongLived() {
+	s := p.speaker
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.gone {
+		return
+	}
+	families := p.longLived
+	s.bestChanged(s.table.Sweep(p.source, func(prefix netip.Prefix, path rib.Path) bool {
+		return path.Stale && (!families.Has(message.FamilyOf(prefix.Addr())) || path.Attrs.Value().HasCommunity(message.NoLLGR))
+	})...)
+	s.bestChanged(s.table.Update(p.source, func(_ netip.Prefix, path rib.Path) rib.Path {
+		path.Attrs = unique.Make(path.Attrs.Value().WithCommunity(message.LLGRStale))
+		path.Raw = unique.Make(path.Raw.Value().WithCommunity(message.LLGRStale))
+		path.Demoted = true
+		return path
+	})...)
+	if n := p.source.Stale(); n > 0 {
+		s.log.Warn("bgp stale routes are kept on as the last choice", "peer", p.cfg.Addr, "routes", n)
+	}
+	s.wake()
 }
 
 // Expired implements session.Handler: the restart time, or the longest wait for End-of-RIB, is over.

@@ -304,7 +304,7 @@ func (s *Speaker) recheck(peers ...*peer) {
 	for _, p := range peers {
 		s.bestChanged(s.table.Update(p.source, func(prefix netip.Prefix, path rib.Path) rib.Path {
 			next := p.admit(prefix, path.Raw)
-			next.Stale, next.Demoted = path.Stale, path.Demoted
+			next.Stale, next.Demoted = path.Stale, next.Demoted || (path.Stale && path.Demoted)
 			return next
 		})...)
 	}

@@ -312,6 +312,8 @@ func options(p bgp.Peer) string {
 		{p.NextHop == bgp.NextHopKeep, "next hop keep"},
 		{p.BFD.Interval != 0, fmt.Sprintf("bfd %d x %s", p.BFD.Multiplier, p.BFD.Interval)},
 		{p.BFD.Multihop, "multihop"},
+		{p.LongLived != 0, fmt.Sprintf("long-lived %s", p.LongLived)},
+		{p.MaxPrefixes != 0, fmt.Sprintf("at most %d prefixes", p.MaxPrefixes)},
 	} {
 		if o.set {
 			out += " " + o.text
@@ -376,5 +378,19 @@ func TestOldNewsDoesNotUndoALocalChange(t *testing.T) {
 	core.Apply(calc.Batch{Events: []datastore.Event{del}})
 	if s := core.Apply(calc.Batch{Events: []datastore.Event{endpointEvent(t, w, "30")}}); present(s) || len(s.Problems) != 1 {
 		t.Fatalf("somebody else's endpoint with an address that IPAM has not assigned is served; problems %q", s.Problems)
+	}
+}
+
+// TestRefusedRoutesAreNamedWithinBounds: a peer cannot fill the status with its routes.
+func TestRefusedRoutesAreNamedWithinBounds(t *testing.T) {
+	core := calc.New(calc.Options{Node: "n1", InterfacePrefix: "cali"})
+	learnt := map[netip.Prefix]bgp.Path{}
+	for i := range 50_000 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32)
+		learnt[p] = bgp.Path{Prefix: p, NextHop: netip.MustParseAddr("10.9.9.9"), Peer: netip.MustParseAddr("10.0.0.2")}
+	}
+	s := core.Apply(calc.Batch{Links: []autodetect.Interface{}, Learnt: learnt})
+	if n := len(s.Problems); n != 21 || s.Problems[20] != "BGP routes from 10.0.0.2: 49980 more are not used, for such reasons" {
+		t.Fatalf("%d problems, the last %q", n, s.Problems[n-1])
 	}
 }

@@ -96,6 +96,22 @@ func (c *Core) reach(statics desired.Routes) []netip.Prefix {
 	return slices.Compact(out)
 }
 
+// subnets are those of the interfaces that BGP looks at.
+func (c *Core) subnets() []netip.Prefix {
+	var out []netip.Prefix
+	for _, l := range c.links {
+		if !l.Up || !c.underlayLink(l.Name) {
+			continue
+		}
+		for _, a := range l.Addrs {
+			if !a.IsSingleIP() {
+				out = append(out, a.Masked())
+			}
+		}
+	}
+	return out
+}
+
 // onLink names the interface whose subnet holds an address of somebody else.
 func (c *Core) onLink(hop netip.Addr) string {
 	for _, l := range c.links {

@@ -3,6 +3,7 @@ package calc
 import (
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/bgp"
@@ -70,18 +71,20 @@ func workloads(rs desired.Routes, eps desired.Endpoints) {
 }
 
 func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelState, r *resolver, p *problems) {
+	refused := refusals{}
+	defer refused.report(p)
 	for prefix, path := range c.learnt {
 		d, mode := c.encapsulation(prefix)
 		if mode != api.EncapNever && d.encap == desired.EncapVXLAN {
 			continue
 		}
 		if why := c.hijack(prefix, blocks); why != "" {
-			p.add("BGP route %s from %s is not used: %s", prefix, path.Peer, why)
+			refused.add(prefix, path.Peer, why)
 			continue
 		}
 		hops := c.ways(d, mode, t, r, path)
 		if hops.Len() == 0 {
-			p.add("BGP route %s from %s is not used: next hop %s is on no connected subnet and no route leads to it", prefix, path.Peer, path.NextHop)
+			refused.add(prefix, path.Peer, "next hop "+path.NextHop.String()+" is on no connected subnet and no route leads to it")
 			continue
 		}
 		key := desired.NewRouteKey(prefix)
@@ -89,6 +92,32 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelSt
 			key.Priority = outsidePriority
 		}
 		rs.Add(key, desired.Route{Proto: desired.ProtoBGP}.Via(hops))
+	}
+}
+
+// maxRefusals is how many routes of one peer are named among the problems: a
+// peer may send a hundred thousand.
+const maxRefusals = 20
+
+// refusals are the reasons for routes that are not used, by peer and route.
+type refusals map[netip.Addr]map[netip.Prefix]string
+
+func (r refusals) add(prefix netip.Prefix, peer netip.Addr, why string) {
+	if r[peer] == nil {
+		r[peer] = map[netip.Prefix]string{}
+	}
+	r[peer][prefix] = why
+}
+
+func (r refusals) report(p *problems) {
+	for peer, list := range r {
+		prefixes := slices.SortedFunc(maps.Keys(list), netip.Prefix.Compare)
+		for _, prefix := range prefixes[:min(len(prefixes), maxRefusals)] {
+			p.add("BGP route %s from %s is not used: %s", prefix, peer, list[prefix])
+		}
+		if more := len(prefixes) - maxRefusals; more > 0 {
+			p.add("BGP routes from %s: %d more are not used, for such reasons", peer, more)
+		}
 	}
 }
 
@@ -135,9 +164,12 @@ func (c *Core) encapsulation(prefix netip.Prefix) (device, api.EncapMode) {
 const outsidePriority = 1024
 
 // hijack says why a learnt route would take traffic of this host's own blocks
-// away. Single addresses of ours that IPAM has lent to another host are the
-// one exception.
+// away, or that to a neighbouring host. Single addresses of ours that IPAM has
+// lent to another host are the one exception.
 func (c *Core) hijack(prefix netip.Prefix, blocks []netip.Prefix) string {
+	if node := c.neighbourIn(prefix); node != "" {
+		return "host " + node + ", on a subnet of this host's, lies inside it"
+	}
 	for _, b := range blocks {
 		if !b.Overlaps(prefix) || prefix.Bits() < b.Bits() {
 			continue // elsewhere, or wider: ours are more specific and win
@@ -146,6 +178,25 @@ func (c *Core) hijack(prefix netip.Prefix, blocks []netip.Prefix) string {
 			return ""
 		}
 		return "it lies inside this host's block " + b.String() + " and IPAM has not lent it to another host"
+	}
+	return ""
+}
+
+// neighbourIn names a host of the cluster that this one has a subnet in common
+// with and that would be reached by the route instead: such a route is more
+// specific than the subnet's own.
+func (c *Core) neighbourIn(prefix netip.Prefix) string {
+	for _, subnet := range c.subnets() {
+		if subnet.Bits() >= prefix.Bits() || !subnet.Contains(prefix.Addr()) {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
+			for _, addr := range c.speakerAddrs(c.nodes[name], &problems{}) {
+				if prefix.Contains(addr) {
+					return name
+				}
+			}
+		}
 	}
 	return ""
 }

@@ -52,7 +52,7 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) desired.Rou
 	}
 	for addr, w := range sessions {
 		w.OnLink = c.onLink(w.Addr) != "" || c.up(w.Addr.Zone())
-		w.BFD = c.watch(w)
+		w.tune()
 		if err := s.BGP.Check(w.Peer); err != nil { // one bad object must not end all sessions
 			p.add("BGP peer %s of %s: %v; no session is made", addr, w.Name, err)
 			continue

@@ -35,18 +35,17 @@ type peering struct {
 	addrs   map[string]nodeAddrs  // by node
 	byAddr  map[netip.Addr]string // node that has an address
 	wanted  map[netip.Addr]wanted
-	bfd     api.BFD // of sessions between hosts of the cluster
+	tuning  api.BGPTuning // of sessions between hosts of the cluster
 }
 
 // wanted is one session with what surrounds it.
 type wanted struct {
 	bgp.Peer
 	rank      rank
-	anySource bool       // sourceAddress None: the kernel chooses
-	password  Secret     // zero for none
-	gateway   netip.Addr // reachableBy, zero for none
-	bfd       api.BFD
-	bfdSet    bool // it is the BGPPeer's own; otherwise the cluster's, between its hosts
+	anySource bool          // sourceAddress None: the kernel chooses
+	password  Secret        // zero for none
+	gateway   netip.Addr    // reachableBy, zero for none
+	tuning    api.BGPTuning // the BGPPeer's own, completed by the cluster's between its hosts
 }
 
 // What the protocol's fields can hold (RFC 4271 §4.2, RFC 4724 §3).
@@ -77,7 +76,7 @@ func (c *Core) peers(self *api.Node, own []netip.Addr, p *problems) map[netip.Ad
 		core: c, self: self, own: own, cluster: c.clusterID(self, &problems{}),
 		addrs: map[string]nodeAddrs{}, byAddr: map[netip.Addr]string{}, wanted: map[netip.Addr]wanted{},
 	}
-	g.bfd = c.clusterBFD(p)
+	g.tuning = c.clusterTuning(p)
 	ignore := &problems{} // each node's own agent reports its addresses
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		addrs := c.speakerAddrs(c.nodes[name], ignore)
@@ -153,9 +152,7 @@ func (g *peering) add(w wanted) {
 func (g *peering) node(w wanted, name string, both bool) {
 	n := g.core.nodes[name]
 	w.ASN, w.Port, w.Cluster = g.core.asn(n), g.core.port(name), true
-	if !w.bfdSet {
-		w.bfd = g.bfd
-	}
+	w.tuning = w.tuning.Or(g.tuning)
 	for _, remote := range g.addrs[name] {
 		for _, local := range g.own {
 			if local.Is4() != remote.Is4() || local == remote {
@@ -312,7 +309,7 @@ func (r *resource) connect(connected map[string]bool) {
 // back to the nodes for which it leads here.
 func (r *resource) sessions(p *problems) {
 	w, reverse := r.options(), rankNodeReverse
-	w.bfd, w.bfdSet = bfd("BGPPeer", r.head, p)
+	w.tuning = tuning("BGPPeer", r.head, p)
 	if r.global {
 		reverse = rankGlobalReverse
 	}
@@ -346,8 +343,8 @@ func (r *resource) forward(w wanted, p *problems) {
 		}
 		n = r.core.nodes[name]
 		w.Cluster = r.remotes[name]
-		if w.Cluster && !w.bfdSet {
-			w.bfd = r.peering.bfd
+		if w.Cluster {
+			w.tuning = w.tuning.Or(r.peering.tuning)
 		}
 		if w.Port == 0 && w.Cluster {
 			w.Port = r.core.port(name)

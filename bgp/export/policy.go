@@ -18,6 +18,7 @@ type Policy struct {
 	NextHop     netip.Addr       // this speaker's address on the session: "next hop self"
 	Families    message.Families // negotiated
 	Extended    bool             // the peer takes routes of IPv4 with an IPv6 next hop (RFC 8950)
+	LongLived   bool             // the peer knows what long-lived stale routes are (RFC 9494)
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
 	Self        bool             // next hop self to internal peers, too
 	Keep        bool             // the next hop stays, also to external peers
@@ -87,6 +88,9 @@ func (p Policy) Apply(prefix netip.Prefix, path rib.Path) (rib.Attrs, bool) {
 	}
 	if !p.Internal && (a.HasCommunity(message.NoExport) || a.HasCommunity(message.NoExportSubconfed)) {
 		return none, false
+	}
+	if a.HasCommunity(message.LLGRStale) && !p.LongLived {
+		return none, false // RFC 9494 §4.3
 	}
 	if !p.nextHop(f, &a, path.Source.Local) {
 		return none, false

@@ -13,11 +13,13 @@ import (
 // DefaultLocalPref is used for paths that came without LOCAL_PREF (RFC 4271 §9.1.1 leaves it to policy).
 const DefaultLocalPref = 100
 
-// Well-known communities (RFC 1997).
+// Well-known communities (RFC 1997, RFC 9494).
 const (
 	NoExport          = 0xffffff01
 	NoAdvertise       = 0xffffff02
 	NoExportSubconfed = 0xffffff03
+	LLGRStale         = 0xffff0006 // RFC 9494 §3.2: kept long after its source was lost
+	NoLLGR            = 0xffff0007 // RFC 9494 §3.3: not to be kept so
 )
 
 // Attrs is the path attributes of a route. It is comparable, so that equal attributes of thousands of
@@ -135,6 +137,14 @@ func (a Attrs) HasCommunity(c uint32) bool {
 		}
 	}
 	return false
+}
+
+// WithCommunity returns a with the RFC 1997 community c.
+func (a Attrs) WithCommunity(c uint32) Attrs {
+	if !a.HasCommunity(c) {
+		a.Communities += string(binary.BigEndian.AppendUint32(nil, c))
+	}
+	return a
 }
 
 // Prepend returns a with as put in front of the AS_PATH (RFC 4271 §5.1.2 b).

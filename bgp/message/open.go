@@ -14,6 +14,9 @@ const asTrans = 23456
 // maxRestartTime is the greatest restart time the 12-bit field can carry (RFC 4724 §3).
 const maxRestartTime = 4095 * time.Second
 
+// MaxLongLived is the greatest stale time that the 24-bit field can carry (RFC 9494 §3.1).
+const MaxLongLived = (1<<24 - 1) * time.Second
+
 // Open is an OPEN message (RFC 4271 §4.2) with the capabilities that this speaker uses. Comparable.
 type Open struct {
 	ASN          uint32
@@ -23,6 +26,7 @@ type Open struct {
 	RouteRefresh bool          // RFC 2918
 	FourOctetAS  bool          // RFC 6793
 	Restart      Restart       // RFC 4724
+	LongLived    LongLived     // RFC 9494; sent only together with Restart
 	// ExtendedNextHop says that routes of IPv4 may have an IPv6 next hop (RFC 8950).
 	ExtendedNextHop bool
 }
@@ -34,6 +38,13 @@ type Restart struct {
 	Time       time.Duration // how long its routes may be kept
 	Families   Families      // families it takes part with
 	Forwarding Families      // families whose forwarding state survived (the F bit)
+}
+
+// LongLived is the long-lived graceful restart capability (RFC 9494 §3.1). The zero value means that it is
+// absent.
+type LongLived struct {
+	Time     time.Duration // how long routes may be kept after the restart time; the shortest of the families
+	Families Families      // families it takes part with
 }
 
 // Encode returns the whole message.
@@ -59,6 +70,9 @@ func (o Open) Encode() ([]byte, error) {
 	}
 	if o.Restart.Supported {
 		caps = append(caps, o.Restart.capability())
+		if o.LongLived.Families != 0 {
+			caps = append(caps, o.LongLived.capability())
+		}
 	}
 	m, err := wire.NewBGPOpenMessage(uint16(as), uint16(o.HoldTime/time.Second), o.ID,
 		[]wire.OptionParameterInterface{wire.NewOptionParameterCapability(caps)})
@@ -77,6 +91,32 @@ func (r Restart) capability() *wire.CapGracefulRestart {
 	}
 	t := min(r.Time, maxRestartTime)
 	return wire.NewCapGracefulRestart(r.Restarting, false, uint16(t/time.Second), tuples)
+}
+
+// capability has the F bit: forwarding goes on while this speaker restarts.
+func (l LongLived) capability() *wire.CapLongLivedGracefulRestart {
+	var tuples []*wire.CapLongLivedGracefulRestartTuple
+	for _, f := range AllFamilies() {
+		if l.Families.Has(f) {
+			tuples = append(tuples, wire.NewCapLongLivedGracefulRestartTuple(f.wire(), true, uint32(min(l.Time, MaxLongLived)/time.Second)))
+		}
+	}
+	return wire.NewCapLongLivedGracefulRestart(tuples)
+}
+
+func longLivedOf(c *wire.CapLongLivedGracefulRestart) LongLived {
+	var l LongLived
+	for _, t := range c.Tuples {
+		f, ok := familyOf(t.AFI, t.SAFI)
+		if !ok {
+			continue
+		}
+		if d := time.Duration(t.RestartTime) * time.Second; l.Families == 0 || d < l.Time {
+			l.Time = d
+		}
+		l.Families |= f.Set()
+	}
+	return l
 }
 
 // DecodeOpen reads the body of an OPEN message and checks what can be checked without knowing the
@@ -103,6 +143,9 @@ func DecodeOpen(body []byte) (Open, error) {
 		if c, ok := p.(*wire.OptionParameterCapability); ok {
 			o.capabilities(c.Capability)
 		}
+	}
+	if !o.Restart.Supported {
+		o.LongLived = LongLived{} // RFC 9494 §3.1: it counts only beside the other one
 	}
 	if o.Families == 0 {
 		o.Families = IPv4.Set()
@@ -157,6 +200,8 @@ func (o *Open) capabilities(caps []wire.ParameterCapabilityInterface) {
 			}
 		case *wire.CapGracefulRestart:
 			o.Restart = restartOf(c)
+		case *wire.CapLongLivedGracefulRestart:
+			o.LongLived = longLivedOf(c)
 		}
 	}
 }

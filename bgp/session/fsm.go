@@ -33,7 +33,8 @@ type fsm struct {
 	dials    uint64             // numbers the dials: results of cancelled ones are void
 	undial   context.CancelFunc // ends the dial in flight
 	failures int                // attempts in a row that led to no lasting session
-	grace    time.Duration
+	grace    time.Duration      // how long the peer's routes are kept when the session is lost (RFC 4724)
+	long     time.Duration      // and after that, as long-lived ones (RFC 9494)
 
 	feed                          Feed
 	retry, open, keepalive, flush *time.Timer
@@ -159,7 +160,7 @@ func (f *fsm) next() event {
 				return ev
 			}
 		case <-f.stale.C:
-			f.s.opt.Handler.Expired()
+			f.expire()
 		case <-f.retry.C:
 			return event{kind: evRetry}
 		case <-f.open.C:
@@ -174,6 +175,18 @@ func (f *fsm) next() event {
 			return event{kind: evReaderDone}
 		}
 	}
+}
+
+// expire ends the keeping of stale routes, or begins the long-lived part of it. While a session is up it is the
+// wait for End-of-RIB that is over.
+func (f *fsm) expire() {
+	if f.up == nil && f.long > 0 {
+		f.s.opt.Handler.LongLived()
+		f.stale.Reset(f.long)
+		f.long = 0
+		return
+	}
+	f.s.opt.Handler.Expired()
 }
 
 // send delivers an event from a helper goroutine, unless the machine is ending.
@@ -237,8 +250,13 @@ func (f *fsm) greet(nc net.Conn, outgoing bool) {
 }
 
 func (f *fsm) openMessage(cfg Config) message.Open {
+	long := message.LongLived{Time: cfg.LongLived, Families: cfg.Families}
+	if cfg.LongLived == 0 {
+		long = message.LongLived{}
+	}
 	return message.Open{
-		ASN: cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
+		LongLived: long,
+		ASN:       cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
 		RouteRefresh: true, FourOctetAS: true, ExtendedNextHop: cfg.ExtendedNextHop,
 		Restart: message.Restart{
 			Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,

@@ -48,6 +48,7 @@ type Config struct {
 	HoldTime, Keepalive time.Duration // resolved; Keepalive 0 means a third of the negotiated hold time
 	ConnectRetry        time.Duration // 0 means growing from retryFirst to retryLast
 	RestartTime         time.Duration // announced to the peer (RFC 4724)
+	LongLived           time.Duration // announced to the peer (RFC 9494), and the most that its routes are kept so; 0 for off
 	Password            string        // TCP MD5 signature (RFC 2385)
 	TTLSecurity         uint8         // hops, 0 for off (RFC 5082)
 }
@@ -59,7 +60,7 @@ func (c Config) Internal() bool { return c.LocalASN == c.RemoteASN }
 // effect with the next one instead.
 func (c Config) NeedsReset(next Config) bool {
 	next.Passive, next.HoldTime, next.Keepalive = c.Passive, c.HoldTime, c.Keepalive
-	next.ConnectRetry, next.RestartTime = c.ConnectRetry, c.RestartTime
+	next.ConnectRetry, next.RestartTime, next.LongLived = c.ConnectRetry, c.RestartTime, c.LongLived
 	return c != next
 }
 
@@ -83,6 +84,8 @@ type Handler interface {
 	Refresh(message.Family)
 	// Down ends a session.
 	Down(Loss)
+	// LongLived says that the restart time is over and the stale routes are kept on, as RFC 9494 has it.
+	LongLived()
 	// Expired ends the keeping of stale routes.
 	Expired()
 	// Changed says that the session came up or went down, or that the reason why it is down is another one.

@@ -77,9 +77,10 @@ func (f *fsm) bringUp(c *conn) time.Duration {
 	c.session.ExtendedNextHop, c.session.Zone = cfg.ExtendedNextHop && c.open.ExtendedNextHop, cfg.Remote.Addr().Zone()
 	f.s.setLive(c.Conn)
 	f.unwatch = context.AfterFunc(f.ctx, func() { c.Close() }) // ends a blocked write
-	f.grace = 0
+	f.grace, f.long = 0, 0
 	if r := c.open.Restart; r.Supported && r.Families != 0 {
 		f.grace = r.Time
+		f.long = min(cfg.LongLived, c.open.LongLived.Time)
 	}
 	f.stale.Reset(stalePathTime)
 	f.feed = f.s.opt.Handler.Up(Info{Local: c.localAddr(), Open: *c.open, Session: c.session, HoldTime: c.hold, Restart: c.open.Restart})
@@ -107,14 +108,21 @@ func (f *fsm) leave(why *message.Error, loss Loss) {
 	f.up = nil
 	f.s.setLive(nil)
 	f.stale.Stop()
-	if f.grace == 0 {
+	if !f.keeps() {
 		loss = LossDrop
 	}
-	if loss != LossDrop {
-		f.stale.Reset(f.grace)
-	}
 	f.s.opt.Handler.Down(loss)
+	switch {
+	case loss == LossDrop:
+	case f.grace > 0:
+		f.stale.Reset(f.grace)
+	default:
+		f.expire()
+	}
 }
+
+// keeps reports whether the peer's routes can be kept when the session is lost.
+func (f *fsm) keeps() bool { return f.grace > 0 || f.long > 0 }
 
 // lost ends the session after its connection did, and chooses what comes next.
 func (f *fsm) lost(err error, began time.Time) (state, string) {
@@ -153,7 +161,7 @@ func (f *fsm) lost(err error, began time.Time) (state, string) {
 func (f *fsm) pathDown(why *message.Error, began time.Time) (state, string) {
 	f.note(why)
 	f.s.opt.Log.Warn("bgp session lost", "peer", f.s.opt.Config.Remote.Addr(), "reason", why.Text, "after", time.Since(began).Round(time.Millisecond))
-	if f.grace > 0 {
+	if f.keeps() {
 		f.leave(nil, LossRetainLast)
 	} else {
 		f.leave(why, LossDrop)
@@ -169,7 +177,7 @@ func (f *fsm) pathDown(why *message.Error, began time.Time) (state, string) {
 func (f *fsm) newcomer(ev event, old *conn) bool {
 	switch ev.kind {
 	case evIncoming:
-		if f.grace == 0 {
+		if !f.keeps() {
 			_ = f.write(ev.net, message.Collision().Notification())
 			ev.net.Close()
 			return false
