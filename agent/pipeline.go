@@ -250,6 +250,7 @@ func (p *pipeline) Ensure(ctx context.Context, wep *api.WorkloadEndpoint) error 
 	if err := p.change(ctx, calc.LocalChange{Key: key, Endpoint: wep}); err != nil {
 		return err
 	}
+	p.waitProfiles(ctx, wep)
 	want, err := endpointRoutes(wep)
 	if err != nil {
 		return err

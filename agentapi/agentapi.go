@@ -46,6 +46,7 @@ type Status struct {
 	Tables     []Table     `json:"tables"`
 	Tunnels    []Tunnel    `json:"tunnels,omitempty"`
 	Endpoints  []Endpoint  `json:"endpoints"`
+	Policy     PolicyCount `json:"policy"`
 	Problems   []string    `json:"problems,omitempty"` // objects that could not be used, one line each
 }
 
@@ -213,7 +214,7 @@ func (c *Client) BGPRoutes(ctx context.Context, view string, peer netip.Addr) ([
 
 // document is what the agent serves.
 type document interface {
-	*Status | *[]BGPRoute | *[]RuleHits
+	*Status | *[]BGPRoute | *[]RuleHits | *Policy
 }
 
 func get[T document](ctx context.Context, c *Client, path string, into T) error {

@@ -190,6 +190,7 @@ func (c *Core) localEndpoints(p *problems) desired.Endpoints {
 	sort.Slice(keys, func(i, j int) bool { return keys[i].Compare(keys[j]) < 0 })
 	out := desired.Endpoints{}
 	holders := map[netip.Addr]desired.EndpointKey{}
+	owners := map[string]desired.EndpointKey{} // of interfaces
 	for _, k := range keys {
 		spec := &c.endpoints[k].Spec
 		if !strings.HasPrefix(spec.InterfaceName, c.opts.InterfacePrefix) || len(spec.InterfaceName) > 15 || strings.ContainsAny(spec.InterfaceName, "/ ") {
@@ -202,6 +203,11 @@ func (c *Core) localEndpoints(p *problems) desired.Endpoints {
 			p.add("WorkloadEndpoint(%s): its interface %s does not exist; it is not routed", k, spec.InterfaceName)
 			continue
 		}
+		if other, taken := owners[spec.InterfaceName]; taken {
+			p.add("WorkloadEndpoint(%s): interface %s belongs to %s; it is not routed", k, spec.InterfaceName, other)
+			continue
+		}
+		owners[spec.InterfaceName] = k
 		out[k] = desired.Endpoint{Interface: spec.InterfaceName, MAC: spec.MAC, Addrs: desired.NewAddrSet(c.addresses(k, holders, p)...)}
 	}
 	return out

@@ -3,6 +3,7 @@ package convert
 import (
 	"cmp"
 	"encoding/json"
+	"strings"
 
 	"github.com/manekinet/maneki/api"
 )
@@ -47,13 +48,17 @@ func namespace(doc []byte) (api.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	return namespaceOf(m.Metadata), nil
+}
+
+func namespaceOf(m metadata) *api.Profile {
 	p := &api.Profile{Spec: api.ProfileSpec{
 		Ingress:       []api.Rule{{Action: api.ActionAllow}},
 		Egress:        []api.Rule{{Action: api.ActionAllow}},
-		LabelsToApply: inherited(namespacePrefix, m.Metadata),
+		LabelsToApply: inherited(namespacePrefix, m),
 	}}
-	p.Name, p.UID = namespaceProfile+m.Metadata.Name, m.Metadata.uid()
-	return p, nil
+	p.Name, p.UID = namespaceProfile+m.Name, m.uid()
+	return p
 }
 
 // serviceAccount makes the profile ksa.<namespace>.<name>, which has labels only.
@@ -62,10 +67,33 @@ func (opts Options) serviceAccount(doc []byte) (api.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &api.Profile{Spec: api.ProfileSpec{LabelsToApply: inherited(serviceAccountPrefix, m.Metadata)}}
-	in := cmp.Or(m.Metadata.Namespace, opts.Namespace, defaultNamespace)
-	p.Name, p.UID = serviceAccountProfile+in+"."+m.Metadata.Name, m.Metadata.uid()
-	return p, nil
+	m.Metadata.Namespace = cmp.Or(m.Metadata.Namespace, opts.Namespace, defaultNamespace)
+	return serviceAccountOf(m.Metadata), nil
+}
+
+func serviceAccountOf(m metadata) *api.Profile {
+	p := &api.Profile{Spec: api.ProfileSpec{LabelsToApply: inherited(serviceAccountPrefix, m)}}
+	p.Name, p.UID = serviceAccountProfile+m.Namespace+"."+m.Name, m.uid()
+	return p
+}
+
+// BareProfile is the profile of a namespace (kns.<name>) or of a service account
+// (ksa.<namespace>.<name>) of which nothing but the name is known: what
+// converting it would give if it had no labels. Of another name it is nil. A
+// namespace's name has no dot.
+func BareProfile(name string) *api.Profile {
+	var p *api.Profile
+	if ns, ok := strings.CutPrefix(name, namespaceProfile); ok && ns != "" {
+		p = namespaceOf(metadata{Name: ns})
+	} else if rest, ok := strings.CutPrefix(name, serviceAccountProfile); ok {
+		if ns, sa, both := strings.Cut(rest, "."); both && ns != "" && sa != "" {
+			p = serviceAccountOf(metadata{Namespace: ns, Name: sa})
+		}
+	}
+	if p != nil {
+		p.Default()
+	}
+	return p
 }
 
 // inherited are the labels that endpoints get: those of the object, with the

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/convert"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/ipam"
 )
@@ -98,7 +99,12 @@ func (m *Manager) attachLocked(ctx context.Context, a *attachment) (Result, erro
 func (m *Manager) prepare(ctx context.Context, a *attachment) (stored *api.WorkloadEndpoint, err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	if len(a.Profiles) == 0 {
-		g.Go(func() error { return m.ensureProfile(gctx, a.Network, a.Pod != "") })
+		g.Go(func() error { return m.ensureProfile(gctx, networkProfile(a.Network, a.Pod != "")) })
+	}
+	for _, name := range a.Profiles {
+		if p := convert.BareProfile(name); p != nil {
+			g.Go(func() error { return m.ensureProfile(gctx, p) })
+		}
 	}
 	g.Go(func() (err error) {
 		stored, err = m.weps.Get(gctx, a.wep.Namespace, a.wep.Name)
@@ -110,12 +116,9 @@ func (m *Manager) prepare(ctx context.Context, a *attachment) (stored *api.Workl
 	return stored, g.Wait()
 }
 
-// ensureProfile creates the profile of a network without policy: its members reach each other, a pod everybody
-// (spec/calico.md §4). An existing one is left as somebody may have changed it.
-func (m *Manager) ensureProfile(ctx context.Context, network string, pod bool) error {
-	if _, err := m.profiles.Get(ctx, "", network); err == nil || !errors.Is(err, datastore.ErrNotFound) {
-		return err
-	}
+// networkProfile is the profile of a network without policy: its members reach each other, a pod everybody
+// (spec/calico.md §4).
+func networkProfile(network string, pod bool) *api.Profile {
 	p := &api.Profile{Spec: api.ProfileSpec{
 		Ingress:       []api.Rule{{Action: api.ActionAllow}},
 		Egress:        []api.Rule{{Action: api.ActionAllow}},
@@ -126,8 +129,18 @@ func (m *Manager) ensureProfile(ctx context.Context, network string, pod bool) e
 	}
 	p.Name = network
 	p.Default()
+	return p
+}
+
+// ensureProfile creates a profile that is not there: an endpoint without any is denied everything. Those of namespaces
+// and service accounts are Kubernetes' where there is Kubernetes. An existing one is left as somebody may have changed
+// it.
+func (m *Manager) ensureProfile(ctx context.Context, p *api.Profile) error {
+	if _, err := m.profiles.Get(ctx, "", p.Name); err == nil || !errors.Is(err, datastore.ErrNotFound) {
+		return err
+	}
 	if err := p.Validate(); err != nil {
-		return fmt.Errorf("%w: profile of the network: %w", ErrInvalid, err)
+		return fmt.Errorf("%w: profile %s: %w", ErrInvalid, p.Name, err)
 	}
 	if err := m.profiles.Create(ctx, p); err != nil && !errors.Is(err, datastore.ErrExists) {
 		return fmt.Errorf("create profile: %w", err)

@@ -141,7 +141,7 @@ func (m *Manager) attachPort(ctx context.Context, p Port, wep *api.WorkloadEndpo
 	if err := m.deletePending(ctx, id); err != nil {
 		return fmt.Errorf("delete the one before: %w", err)
 	}
-	if err := m.ensureProfile(ctx, p.Network, false); err != nil {
+	if err := m.ensureProfile(ctx, networkProfile(p.Network, false)); err != nil {
 		return err
 	}
 	old, err := m.weps.Get(ctx, wep.Namespace, wep.Name)
