@@ -108,6 +108,7 @@ func (b *BGPConfiguration) Validate() error {
 	c.cidrBlocks("Spec.ServiceLoadBalancerIPs", s.ServiceLoadBalancerIPs)
 	c.communities(s)
 	c.reflection(b)
+	c.services(b)
 	if b.Name != "default" {
 		c.onlyOnDefault(s)
 	}

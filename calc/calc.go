@@ -196,7 +196,8 @@ func (c *Core) compute() State {
 		s.Labels = self.Labels
 	}
 	s.Reflection = c.reflection(p)
-	s.Routes = c.routes(eps, blocks, t, c.speaker(&s, blocks, p), p)
+	v := c.services(p)
+	s.Routes = c.routes(eps, blocks, t, v, c.speaker(&s, blocks, v, p), p)
 	c.reflectors(&s)
 	s.Problems = p.sorted()
 	return s

@@ -15,7 +15,8 @@ import (
 // precedence (spec/calico.md §5.6):
 //
 //	class                              leads by                                 protocol
-//	blackholes of own blocks           nothing                                  80
+//	blackholes of own blocks and of    nothing                                  80
+//	services' ranges
 //	routes learnt by BGP               the underlay; in IPIP pools tunl0, on    81
 //	                                   the same subnet only with Always
 //	other hosts' blocks and borrowed   the pool's tunnel, or the underlay to a  80
@@ -27,11 +28,11 @@ import (
 // the IPIP pools too, and those without encapsulation, is programClusterRoutes
 // of FelixConfiguration: EnabledIPIPOnly (the default), Enabled or Disabled
 // (spec/calico.md §6.3).
-func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, statics desired.Routes, p *problems) desired.Routes {
+func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelState, v services, statics desired.Routes, p *problems) desired.Routes {
 	out := desired.Routes{}
 	for _, class := range []func(desired.Routes){
-		func(rs desired.Routes) { blackholes(rs, blocks) },
-		func(rs desired.Routes) { c.learntRoutes(rs, blocks, t, c.resolver(statics), p) },
+		func(rs desired.Routes) { blackholes(rs, blocks); v.blackholes(rs) },
+		func(rs desired.Routes) { c.learntRoutes(rs, blocks, t, v, c.resolver(statics), p) },
 		func(rs desired.Routes) { c.remoteRoutes(rs, t, p) },
 		func(rs desired.Routes) { maps.Copy(rs, statics) },
 		func(rs desired.Routes) { workloads(rs, eps) },
@@ -70,12 +71,12 @@ func workloads(rs desired.Routes, eps desired.Endpoints) {
 	}
 }
 
-func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelState, r *resolver, p *problems) {
+func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelState, v services, r *resolver, p *problems) {
 	refused := refusals{}
 	defer refused.report(p)
 	for prefix, path := range c.learnt {
 		d, mode := c.encapsulation(prefix)
-		if mode != api.EncapNever && d.encap == desired.EncapVXLAN {
+		if mode != api.EncapNever && d.encap == desired.EncapVXLAN || !v.kernel(prefix) {
 			continue
 		}
 		if why := c.hijack(prefix, blocks); why != "" {

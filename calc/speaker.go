@@ -24,7 +24,7 @@ const ordinaryPref = 1<<31 - 1 - 1024
 // A host without a Node object, or without an address on it, takes no part.
 // Peers that need a password are without it; secrets names them. The routes
 // returned are those to peers by their reachableBy.
-func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) desired.Routes {
+func (c *Core) speaker(s *State, blocks []netip.Prefix, v services, p *problems) desired.Routes {
 	statics := desired.Routes{}
 	self := c.nodes[c.opts.Node]
 	if self == nil || self.Spec.BGP == nil {
@@ -39,8 +39,8 @@ func (c *Core) speaker(s *State, blocks []netip.Prefix, p *problems) desired.Rou
 		ASN:      c.asn(self),
 		Listen:   c.listen(own),
 		Peers:    map[netip.Addr]bgp.Peer{},
-		Announce: c.announcements(s.Endpoints, blocks),
-		PassOn:   c.passOn(),
+		Announce: c.announcements(s.Endpoints, blocks, v),
+		PassOn:   c.passOn(v.passOn(c.clusterID(self, &problems{}).IsValid())),
 
 		ClusterID: c.clusterID(self, p),
 		LocalPref: ordinaryPref,

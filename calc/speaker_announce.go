@@ -14,8 +14,8 @@ import (
 // announcements are the own blocks, aggregated, and the addresses that local
 // workloads borrow from other hosts' blocks. A pool with disableBGPExport keeps
 // both at home; a borrowed address leaves only if an enabled pool holds it
-// (spec/calico.md §6.2, rules 2, 5 and 7).
-func (c *Core) announcements(eps desired.Endpoints, blocks []netip.Prefix) map[netip.Prefix]bgp.Announcement {
+// (spec/calico.md §6.2, rules 2, 5 and 7). Services' routes come with them (rule 6).
+func (c *Core) announcements(eps desired.Endpoints, blocks []netip.Prefix, v services) map[netip.Prefix]bgp.Announcement {
 	out := map[netip.Prefix]bgp.Announcement{}
 	tags := c.prefixCommunities()
 	for _, b := range blocks {
@@ -34,6 +34,7 @@ func (c *Core) announcements(eps desired.Endpoints, blocks []netip.Prefix) map[n
 			}
 		}
 	}
+	v.announce(out, func(p netip.Prefix) bgp.Announcement { return c.announcement(p, tags) })
 	return out
 }
 
@@ -95,9 +96,9 @@ func (c *Core) prefixCommunities() []tag {
 
 // passOn are the destinations that are passed on when learnt: those in enabled
 // pools that are exported. A fabric's default route, for one, is not
-// (spec/calico.md §6.2, rules 2, 7 and 8).
-func (c *Core) passOn() []netip.Prefix {
-	out := []netip.Prefix{}
+// (spec/calico.md §6.2, rules 2, 7 and 8). So are those of others.
+func (c *Core) passOn(others []netip.Prefix) []netip.Prefix {
+	out := append([]netip.Prefix{}, others...)
 	for _, pool := range c.pools {
 		if cidr, err := netip.ParsePrefix(pool.Spec.CIDR); err == nil && !pool.Spec.Disabled && !pool.Spec.DisableBGPExport {
 			out = append(out, cidr)
