@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 func TestScriptsOnEtcd(t *testing.T) {
 	runScripts(t, func() fullStore {
 		server := datastoretest.StartEtcd(t)
-		store, err := etcd.New(context.Background(), etcd.Config{Endpoints: []string{server.Endpoint()}})
+		store, err := etcd.New(context.Background(), etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}

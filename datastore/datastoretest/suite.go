@@ -19,6 +19,10 @@ import (
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
 
+// startPatience is how long a server may take to start while other tests keep the
+// machine's disk and cores busy.
+const startPatience = 2 * time.Minute
+
 // Backend is what the suite needs to know of one backend.
 type Backend struct {
 	// New returns an empty store. The suite closes it.
