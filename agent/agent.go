@@ -78,7 +78,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.look(); err != nil {
 		return err
 	}
-	if a.conn, err = openDatastore(ctx, a.opts); err != nil {
+	if a.conn, err = openDatastore(ctx, a.opts, a.node.primary()); err != nil {
 		return err
 	}
 	defer a.conn.Close()
@@ -88,6 +88,9 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	}
 	// From here on the computer is changed.
 	if err := a.register(ctx); err != nil {
+		return err
+	}
+	if err := a.claimDatastore(ctx); err != nil {
 		return err
 	}
 	return a.serve(ctx)
@@ -167,6 +170,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return host.Run(ctx) })
 	g.Go(func() error { return a.conn.watch(ctx) })
+	g.Go(func() error { return a.keepDatastore(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
 	g.Go(func() error { return a.keepTunnels(ctx, host) })
 	g.Go(func() error { return a.terminateFlows(ctx) })

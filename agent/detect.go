@@ -99,6 +99,15 @@ func (s *nodeState) addresses() [2]autodetect.Choice {
 	return s.choice
 }
 
+// primary is the IPv4 address, or the IPv6 address of a host without one.
+func (s *nodeState) primary() netip.Addr {
+	c := s.addresses()
+	if c[0].Prefix.IsValid() {
+		return c[0].Prefix.Addr()
+	}
+	return c[1].Prefix.Addr()
+}
+
 func (s *nodeState) adopt(fresh *nodeState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -52,6 +52,8 @@ type Options struct {
 
 	EmbeddedDir  string   // data of the embedded etcd; default StateDir/etcd
 	EtcdListen   []string // client URLs of the embedded etcd besides localhost
+	EtcdPeers    []string // its URLs for other members; default: the hosts of EtcdListen, port 2380
+	Join         []string // client URLs of a cluster of embedded etcds to become a member of
 	StateDir     string   // default /var/lib/maneki
 	RunDir       string   // default /run/maneki
 	NodenameFile string   // default /var/lib/calico/nodename; "-" writes none
@@ -103,6 +105,9 @@ func FromEnv(environ func(string) string) (Options, error) {
 		BGP:                e.or("CALICO_NETWORKING_BACKEND", "bird") == "bird",
 		InterfacePrefix:    strings.SplitN(e.or("FELIX_INTERFACEPREFIX", "cali"), ",", 2)[0],
 		AutodetectInterval: e.duration("AUTODETECT_POLL_INTERVAL"),
+		EtcdListen:         e.list("MANEKI_ETCD_LISTEN"),
+		EtcdPeers:          e.list("MANEKI_ETCD_PEER"),
+		Join:               e.list("MANEKI_JOIN"),
 	}
 	return o, e.err
 }
@@ -126,6 +131,11 @@ func (e *env) first(names ...string) string {
 		}
 	}
 	return ""
+}
+
+// list is a value with commas between its parts.
+func (e *env) list(name string) []string {
+	return strings.FieldsFunc(e.get(name), func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 func (e *env) bad(name, value, allowed string) {
@@ -260,10 +270,8 @@ func (o *Options) check() error {
 	if len(o.InterfacePrefix) > 4 {
 		return refuse(ErrBadOption, "interface prefix %q is longer than 4 characters", o.InterfacePrefix)
 	}
-	for _, u := range o.EtcdListen {
-		if err := checkListen(u); err != nil {
-			return err
-		}
+	if err := o.checkEtcd(); err != nil {
+		return err
 	}
 	if err := checkIP("IP", o.IP, true); err != nil {
 		return err
@@ -283,12 +291,65 @@ func checkIP(option, value string, v4 bool) error {
 	return nil
 }
 
-func checkListen(text string) error {
+// checkEtcd is about the embedded etcd, and whether there is to be one.
+func (o *Options) checkEtcd() error {
+	for _, f := range []struct {
+		flag string
+		urls []string
+	}{{"--etcd-listen", o.EtcdListen}, {"--etcd-peer", o.EtcdPeers}, {"--join", o.Join}} {
+		if len(f.urls) > 0 && f.flag != "--etcd-listen" && o.Datastore.Type != "" {
+			return refuse(ErrBadOption, "%s is for hosts that keep the datastore themselves, but %s names one (%s): leave one of the two out", f.flag, o.Datastore.Source, o.Datastore)
+		}
+		for _, u := range f.urls {
+			if err := checkListen(f.flag, u); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkListen(flag, text string) error {
+	what := "with an IP address of this host"
+	if flag == "--join" {
+		what = "with the IP address of a host that keeps the datastore"
+	}
 	u, err := url.Parse(text)
 	if err == nil && u.Scheme == "http" && u.Path == "" {
 		if _, err := netip.ParseAddrPort(u.Host); err == nil {
 			return nil
 		}
 	}
-	return refuse(ErrBadOption, "--etcd-listen is %q; allowed: http://ADDRESS:PORT with an IP address of this host", text)
+	return refuse(ErrBadOption, "%s is %q; allowed: http://ADDRESS:PORT %s", flag, text, what)
+}
+
+// etcdURLs are where the embedded etcd listens: for clients of other hosts, and
+// for other members. own is the host's address, used when nothing is said and
+// the host is to be a member.
+func (o *Options) etcdURLs(own netip.Addr) (clients, peers []string) {
+	clients, peers = o.EtcdListen, o.EtcdPeers
+	if len(clients) == 0 && len(o.Join) > 0 {
+		clients = []string{"http://" + netip.AddrPortFrom(own, etcdClientPort).String()}
+	}
+	if len(peers) > 0 {
+		return clients, peers
+	}
+	for _, c := range clients {
+		if u, err := url.Parse(c); err == nil {
+			if a, err := netip.ParseAddrPort(u.Host); err == nil && !a.Addr().IsUnspecified() {
+				peers = append(peers, "http://"+netip.AddrPortFrom(a.Addr(), etcdPeerPort).String())
+			}
+		}
+	}
+	return clients, peers
+}
+
+// The ports of etcd.
+const (
+	etcdClientPort = 2379
+	etcdPeerPort   = 2380
+)
+
+func (o *Options) endpointsFile() string {
+	return filepath.Join(o.StateDir, filepath.Base(config.KnownFile))
 }

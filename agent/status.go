@@ -76,6 +76,9 @@ func (a *Agent) notReady(s agentapi.Status, ready, inSync, locked bool) []string
 	if !s.Datastore.Connected {
 		why = append(why, "the datastore does not answer: "+s.Datastore.Error)
 	}
+	for _, alarm := range s.Datastore.Alarms {
+		why = append(why, "the datastore reports "+alarm+": see 'maneki datastore members'")
+	}
 	if inSync && !ready {
 		why = append(why, "the first state is being applied")
 	}

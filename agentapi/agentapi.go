@@ -72,6 +72,7 @@ type Datastore struct {
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since"` // of the present state
 	Error     string    `json:"error,omitempty"`
+	Alarms    []string  `json:"alarms,omitempty"` // of the cluster: "NOSPACE on h1"
 }
 
 // Address is the host's address of one family and why it was chosen.

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) datastoreCommand() *cobra.Command {
-	c := &cobra.Command{Use: "datastore", Short: "Move and repair the datastore"}
+	c := &cobra.Command{Use: "datastore", Short: "Members, snapshots, repair and moves of the datastore"}
 	group(c)
 	migrate := &cobra.Command{Use: "migrate", Short: "Move the contents to another datastore"}
 	group(migrate)
@@ -32,7 +32,7 @@ repeated at any time.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.withStore(c.Context(), a.migratePolicyNames) },
 	}
-	c.AddCommand(migrate, names)
+	c.AddCommand(a.membersCommand(), a.snapshotCommand(), a.restoreCommand(), a.defragCommand(), a.disarmCommand(), migrate, names)
 	return c
 }
 

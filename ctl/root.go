@@ -227,8 +227,19 @@ func (a *app) logger() (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: level})), nil
 }
 
+// openAny is openStore for a command that finds out itself what the datastore
+// answers.
+func (a *app) openAny(ctx context.Context) (datastore.Store, error) {
+	store, _, err := a.open(ctx, func(context.Context, datastore.Store) error { return nil })
+	return store, err
+}
+
 // openStore connects to the datastore that file or environment name.
 func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, error) {
+	return a.open(ctx, answers)
+}
+
+func (a *app) open(ctx context.Context, check func(context.Context, datastore.Store) error) (datastore.Store, *slog.Logger, error) {
 	log, err := a.logger()
 	if err != nil {
 		return nil, nil, err
@@ -243,6 +254,10 @@ func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, err
 	if a.context != "" {
 		c.Kube.CurrentContext = a.context
 	}
+	// The members that this host's agent has met stand in for those configured.
+	if c.Type == config.EtcdV3 {
+		c.EtcdEndpoints = config.WithKnown(config.KnownFile, c.EtcdEndpoints)
+	}
 	store, err := a.OpenStore(ctx, c, log)
 	if errors.Is(err, config.ErrKubernetes) {
 		return nil, nil, exit.New(exit.General, "", err)
@@ -251,7 +266,7 @@ func (a *app) openStore(ctx context.Context) (datastore.Store, *slog.Logger, err
 		return nil, nil, exit.New(exit.Input, "", err)
 	}
 	if err == nil {
-		err = answers(ctx, store)
+		err = check(ctx, store)
 	}
 	if err != nil {
 		return nil, nil, a.storeError(c, err)

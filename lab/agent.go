@@ -33,7 +33,9 @@ func (l *Lab) agentArgs(h Host) []string {
 		args = append(args, "--ip6", a.String())
 	}
 	if l.runsEmbedded(h.Name) {
-		args = append(args, fmt.Sprintf("--etcd-listen=http://%s:%d", address, etcdPort))
+		args = append(args, "--etcd-listen="+l.etcdURL(h.Name))
+	} else if l.Endpoints(h.Name) == "" {
+		args = append(args, "--join="+l.etcdURL(l.cfg.Topology.Hosts[0].Name))
 	}
 	for _, k := range slices.Sorted(maps.Keys(h.Labels)) {
 		args = append(args, "--label", k+"="+h.Labels[k])
@@ -41,6 +43,7 @@ func (l *Lab) agentArgs(h Host) []string {
 	return append(args, h.Args...)
 }
 
+// runsEmbedded says whether a host begins the embedded etcd.
 func (l *Lab) runsEmbedded(host string) bool {
 	t := l.cfg.Topology
 	return t.Etcd.Mode != EtcdExternal && t.Hosts[0].Name == host

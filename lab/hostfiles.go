@@ -14,13 +14,13 @@ const etcdPort = 2379
 // etcdPeerPort is where the members of an external etcd talk to each other.
 const etcdPeerPort = 2380
 
-// Endpoints is the datastore that a host's agent is pointed to; empty for the
-// host whose agent runs the embedded etcd.
+// Endpoints is the datastore that a host's agent is pointed to; empty for a host
+// whose agent runs an embedded etcd.
 func (l *Lab) Endpoints(host string) string {
 	t := l.cfg.Topology
 	first := t.Hosts[0].Name
 	if t.Etcd.Mode != EtcdExternal {
-		if host == first {
+		if host == first || slices.Contains(t.Etcd.Hosts, host) {
 			return ""
 		}
 		return l.etcdURL(first)

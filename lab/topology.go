@@ -62,9 +62,11 @@ type Host struct {
 
 // Etcd says where the datastore of the lab is.
 type Etcd struct {
-	// Mode is "embedded" (the first host's agent runs it) or "external" (the
-	// etcd binary found in PATH runs on each of Hosts); empty means embedded.
-	Mode  string   `json:"mode,omitempty"`
+	// Mode is "embedded" (agents keep it) or "external" (the etcd binary found in
+	// PATH runs on each of Hosts); empty means embedded.
+	Mode string `json:"mode,omitempty"`
+	// Hosts are its members. With the embedded etcd the first must be the lab's
+	// first host, which the others join; none means that one alone.
 	Hosts []string `json:"hosts,omitempty"`
 	// Args are added to the command line of each external etcd, such as
 	// --enable-v2=true for a dockerd with a cluster store.
@@ -441,9 +443,9 @@ func checkLabels(field string, labels map[string]string) error {
 func (t Topology) checkEtcd() error {
 	switch t.Etcd.Mode {
 	case "", EtcdEmbedded:
-		if len(t.Etcd.Hosts) > 0 {
-			return fmt.Errorf("topology: field etcd.hosts: not allowed with mode %s, the first host (%s) runs it",
-				EtcdEmbedded, t.Hosts[0].Name)
+		if len(t.Etcd.Hosts) > 0 && t.Etcd.Hosts[0] != t.Hosts[0].Name {
+			return fmt.Errorf("topology: field etcd.hosts[0]: %q is not allowed with mode %s, want the first host (%s), which the others join",
+				t.Etcd.Hosts[0], EtcdEmbedded, t.Hosts[0].Name)
 		}
 		if len(t.Etcd.Args) > 0 {
 			return fmt.Errorf("topology: field etcd.args: not allowed with mode %s", EtcdEmbedded)
@@ -451,13 +453,12 @@ func (t Topology) checkEtcd() error {
 		if t.Hosts[0].Agent == AgentManual {
 			return fmt.Errorf("topology: field hosts[0].agent: %q is not allowed for the host of the embedded etcd", AgentManual)
 		}
-		return nil
 	case EtcdExternal:
+		if len(t.Etcd.Hosts) == 0 {
+			return fmt.Errorf("topology: field etcd.hosts: empty, want at least one of: %s", strings.Join(t.hostNames(), ", "))
+		}
 	default:
 		return fmt.Errorf("topology: field etcd.mode: %q is not allowed, allowed: %s, %s", t.Etcd.Mode, EtcdEmbedded, EtcdExternal)
-	}
-	if len(t.Etcd.Hosts) == 0 {
-		return fmt.Errorf("topology: field etcd.hosts: empty, want at least one of: %s", strings.Join(t.hostNames(), ", "))
 	}
 	for i, a := range t.Etcd.Args {
 		if strings.Contains(a, "\x00") {

@@ -18,6 +18,7 @@ import (
 	"github.com/manekinet/maneki/agent"
 	"github.com/manekinet/maneki/config"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/datastore/embedded"
 	"github.com/manekinet/maneki/exit"
 )
 
@@ -27,7 +28,7 @@ type flags struct {
 	logLevel, logFormat                         string
 	health, metrics                             string
 	stateDir, runDir                            string
-	etcdListen                                  []string
+	etcdListen, etcdPeers, join                 []string
 	noPools                                     bool
 	docker, dockerScope                         string
 	labels                                      map[string]string
@@ -48,7 +49,11 @@ func Run(version string) *cobra.Command {
 
 The datastore is named by --config or by the environment (ETCD_ENDPOINTS, ...).
 Where none is named, this host keeps it in an embedded etcd; --etcd-listen lets
-other hosts join it.`,
+other hosts use it. With --join this host becomes a member of the cluster of
+embedded etcds to which the URL leads; three members survive the loss of one.
+The command may be repeated: a member comes back as the member that it is.
+
+MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return f.run(c, version) },
 	}
@@ -62,7 +67,9 @@ other hosts join it.`,
 	p.StringVar(&f.backend, "backend", "", "bird (BGP, by our own speaker) or none")
 	p.BoolVar(&f.noPools, "no-default-ippools", false, "do not create pools in an empty datastore")
 	p.StringToStringVar(&f.labels, "label", nil, "label of this node, key=value (repeat for more)")
-	p.StringArrayVar(&f.etcdListen, "etcd-listen", nil, "URL on which the embedded etcd serves other hosts, e.g. http://192.168.1.1:2379")
+	p.StringSliceVar(&f.etcdListen, "etcd-listen", nil, "URL on which the embedded etcd serves other hosts, e.g. http://192.168.1.1:2379")
+	p.StringSliceVar(&f.etcdPeers, "etcd-peer", nil, "URL on which it serves the other members (default: the address of --etcd-listen, port 2380)")
+	p.StringSliceVar(&f.join, "join", nil, "keep the datastore too, as a member of the cluster of which a host serves this URL, e.g. http://192.168.1.1:2379")
 	p.StringVar(&f.stateDir, "state-dir", "", "directory of what must survive a reboot (default /var/lib/maneki)")
 	p.StringVar(&f.runDir, "run-dir", "", "directory of the sockets (default /run/maneki)")
 	p.StringVar(&f.health, "health-addr", "", `address of /liveness and /readiness (default 127.0.0.1:9099; "-" for none)`)
@@ -103,6 +110,9 @@ func plan(w io.Writer, o agent.Options) error {
 	store := o.Datastore.String()
 	if o.Datastore.Type == "" {
 		store = "embedded etcd"
+		if len(o.Join) > 0 {
+			store += ", joining " + strings.Join(o.Join, ", ")
+		}
 	}
 	_, err := fmt.Fprintf(w, "node name:  %s\ndatastore:  %s\nIPv4:       %s %s\nIPv6:       %s %s\n", o.Node, store, o.IP, o.Method, o.IP6, o.Method6)
 	return err
@@ -159,7 +169,15 @@ func (f *flags) options(c *cobra.Command, version string) (agent.Options, []stri
 		return o, nil, err
 	}
 	out := c.OutOrStdout()
-	o.Version, o.EtcdListen, o.Labels = version, f.etcdListen, f.labels
+	o.Version, o.Labels = version, f.labels
+	for _, l := range []struct {
+		to    *[]string
+		given []string
+	}{{&o.EtcdListen, f.etcdListen}, {&o.EtcdPeers, f.etcdPeers}, {&o.Join, f.join}} {
+		if len(l.given) > 0 {
+			*l.to = l.given
+		}
+	}
 	o.NoDefaultPools = o.NoDefaultPools || f.noPools
 	o.Notice = func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 	return o, warnings, nil
@@ -201,6 +219,8 @@ func class(err error) error {
 		return exit.New(exit.Denied, "use sudo", err)
 	case errors.Is(err, agent.ErrBusy), errors.Is(err, syscall.EADDRINUSE):
 		return exit.New(exit.Busy, "", err)
+	case errors.Is(err, embedded.ErrMembership):
+		return exit.New(exit.Conflict, "", err)
 	case errors.Is(err, agent.ErrBadOption):
 		return exit.New(exit.Input, "", err)
 	case errors.Is(err, datastore.ErrUnavailable):

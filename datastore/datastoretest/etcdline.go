@@ -10,33 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// Lines are the release lines of etcd that stores are tested with besides 3.4,
-// which Debian packages, and the one that is embedded.
-func Lines() []string { return []string{"3.5", "3.6"} }
-
-// StartEtcdOf is StartEtcd with a server of another release line. The server is
-// built from test/etcd once and kept in the user's cache folder.
-func StartEtcdOf(t testing.TB, line string, args ...string) *EtcdServer {
-	t.Helper()
-	path, err := build(line)
-	if err != nil {
-		t.Fatalf("build etcd %s: %v", line, err)
-	}
-	s := newServer(t, "test", args)
-	s.path, s.cluster = path, s.name+"="+s.peer
-	s.launch()
-	s.ready()
-	t.Cleanup(s.Kill)
-	return s
-}
-
-// build returns the path of the line's server, which is named after the hash of
-// what it is built from.
+// build returns the path of the server of a release line, which is named after the
+// hash of what it is built from. It is built once and kept in the user's cache
+// folder.
 func build(line string) (string, error) {
 	dir, err := moduleDir("v" + strings.ReplaceAll(line, ".", ""))
 	if err != nil {

@@ -17,17 +17,17 @@ import (
 	"time"
 )
 
-// EtcdServer is one process of the etcd that Debian packages, on free ports of
+// EtcdServer is one process of an etcd, on free ports of
 // 127.0.0.1, with its data in the test's folder. It ends with the test, and
 // with the test process.
 type EtcdServer struct {
 	t       testing.TB
+	binary  string
 	scheme  string
 	name    string
 	peer    string // URL for other members
 	cluster string // "name=peer URL,..." of all members
 	args    []string
-	path    string // of the server; empty: the etcd in PATH
 	cmd     *exec.Cmd
 	exited  chan error
 	logged  int64  // size of the log when this process began
@@ -35,12 +35,50 @@ type EtcdServer struct {
 	Address string // "127.0.0.1:port" for clients
 }
 
-// StartEtcd starts a server, waits until it accepts connections, and stops it
-// at the end of the test. args are added to its command line; with --cert-file
-// among them its clients need TLS. The test fails if etcd is not installed.
+// Version is a release of etcd.
+type Version string
+
+// The releases that tests run. Debian's is in the package etcd-server; the others
+// are built from test/etcd. The release that Maneki embeds has the suite of
+// package embedded.
+const (
+	Debian Version = "3.4"
+	V35    Version = "3.5"
+	V36    Version = "3.6"
+)
+
+// Versions are all of them.
+func Versions() []Version { return []Version{Debian, V35, V36} }
+
+// binary is the program of a release.
+func (v Version) binary(t testing.TB) string {
+	t.Helper()
+	if v == Debian {
+		path, err := exec.LookPath("etcd")
+		if err != nil {
+			t.Fatal("etcd is not installed: apt-get install etcd-server")
+		}
+		return path
+	}
+	path, err := build(string(v))
+	if err != nil {
+		t.Fatalf("build etcd %s: %v", v, err)
+	}
+	return path
+}
+
+// StartEtcd starts Debian's etcd. See Version.Start.
 func StartEtcd(t testing.TB, args ...string) *EtcdServer {
 	t.Helper()
-	s := newServer(t, "test", args)
+	return Debian.Start(t, args...)
+}
+
+// Start starts a server, waits until it serves, and stops it at the end of the
+// test. args are added to its command line; with --cert-file among them its
+// clients need TLS. The test fails if etcd is not installed.
+func (v Version) Start(t testing.TB, args ...string) *EtcdServer {
+	t.Helper()
+	s := newServer(t, v.binary(t), "test", args)
 	s.cluster = s.name + "=" + s.peer
 	s.launch()
 	s.ready()
@@ -48,13 +86,13 @@ func StartEtcd(t testing.TB, args ...string) *EtcdServer {
 	return s
 }
 
-// StartEtcdCluster starts a cluster of n members.
-func StartEtcdCluster(t testing.TB, n int) []*EtcdServer {
+// StartCluster starts a cluster of n members.
+func (v Version) StartCluster(t testing.TB, n int) []*EtcdServer {
 	t.Helper()
 	var members []*EtcdServer
 	var peers []string
 	for i := range n {
-		m := newServer(t, "m"+strconv.Itoa(i), nil)
+		m := newServer(t, v.binary(t), "m"+strconv.Itoa(i), nil)
 		members = append(members, m)
 		peers = append(peers, m.name+"="+m.peer)
 	}
@@ -69,8 +107,8 @@ func StartEtcdCluster(t testing.TB, n int) []*EtcdServer {
 	return members
 }
 
-func newServer(t testing.TB, name string, args []string) *EtcdServer {
-	s := &EtcdServer{t: t, name: name, scheme: "http", args: args, Dir: filepath.Join(t.TempDir(), "etcd")}
+func newServer(t testing.TB, binary, name string, args []string) *EtcdServer {
+	s := &EtcdServer{t: t, binary: binary, name: name, scheme: "http", args: args, Dir: filepath.Join(t.TempDir(), "etcd")}
 	if slices.Contains(args, "--cert-file") {
 		s.scheme = "https"
 	}
@@ -90,12 +128,6 @@ func (s *EtcdServer) Start() {
 
 func (s *EtcdServer) launch() {
 	s.t.Helper()
-	path, err := s.path, error(nil)
-	if path == "" {
-		if path, err = exec.LookPath("etcd"); err != nil {
-			s.t.Fatal("etcd is not installed: apt-get install etcd-server")
-		}
-	}
 	log, err := os.OpenFile(s.Dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
@@ -104,7 +136,7 @@ func (s *EtcdServer) launch() {
 	if s.logged, err = log.Seek(0, io.SeekEnd); err != nil {
 		s.t.Fatal(err)
 	}
-	s.cmd = exec.Command(path, append([]string{
+	s.cmd = exec.Command(s.binary, append([]string{
 		"--name", s.name, "--data-dir", s.Dir, "--listen-client-urls", s.Endpoint(), "--advertise-client-urls", s.Endpoint(),
 		"--listen-peer-urls", s.peer, "--initial-advertise-peer-urls", s.peer, "--initial-cluster", s.cluster,
 	}, s.args...)...)
@@ -178,4 +210,16 @@ func freeAddress(t testing.TB) string {
 	}
 	t.Fatal("no free port found on 127.0.0.1")
 	return ""
+}
+
+// Restore makes the data of a server that does not run from a snapshot, with
+// etcdctl.
+func (s *EtcdServer) Restore(snapshot string) {
+	s.t.Helper()
+	cmd := exec.Command("etcdctl", "snapshot", "restore", snapshot, "--name", s.name, "--data-dir", s.Dir,
+		"--initial-cluster", s.cluster, "--initial-advertise-peer-urls", s.peer)
+	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("etcdctl snapshot restore: %v\n%s", err, out)
+	}
 }

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,9 +17,11 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/manekinet/maneki/datastore/etcd"
 )
@@ -29,6 +32,16 @@ const lockName = "maneki.lock"
 // lockWait is how long to wait for another process's lock on the database: not
 // at all, but the library wants a time.
 const lockWait = 50 * time.Millisecond
+
+// ErrInUse means that another process has the data directory.
+var ErrInUse = errors.New("in use")
+
+type inUse struct{ dir, process string }
+
+func (e inUse) Error() string {
+	return fmt.Sprintf("data directory %s is in use by process %s", e.dir, e.process)
+}
+func (inUse) Unwrap() error { return ErrInUse }
 
 // lockDir makes the data directory ours, or says whose it is. etcd's own lock
 // would wait forever.
@@ -50,7 +63,7 @@ func lockDir(dir string) (*os.File, error) {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 		}
-		return nil, fmt.Errorf("data directory %s is in use by process %s", dir, strings.TrimSpace(string(owner[:n])))
+		return nil, inUse{dir, strings.TrimSpace(string(owner[:n]))}
 	}
 	// The number is for the message above; the lock is what counts.
 	if err := f.Truncate(0); err != nil {
@@ -72,35 +85,44 @@ func checkData(dir string) error {
 	if info, err := os.Stat(database); err == nil && info.Size() == 0 && !logged {
 		return nil // left by a process that was killed during its first start
 	}
-	written, err := checkDatabase(database)
+	applied, err := checkDatabase(database)
 	if err != nil {
 		return err
 	}
-	if logged {
-		begun, err := checkWAL(log)
-		if err == nil && !begun && !written {
-			return discard(dir)
+	if !logged {
+		if applied > 0 {
+			return damaged(log, errors.New("the log is missing, though the database holds data"))
 		}
-		return err
+		return nil
 	}
-	if written {
-		return damaged(log, errors.New("the log is missing, though the database holds data"))
+	l, err := readLog(log)
+	switch {
+	case err != nil:
+		return err
+	case !l.begun && applied == 0:
+		return discard(dir)
+	case l.last < applied:
+		// An entry is on the disk before it is applied. Damage that hits the
+		// length of a record looks like the end of the log.
+		return damaged(log, fmt.Errorf("the log ends with entry %d, though the database holds entry %d", l.last, applied))
 	}
 	return nil
 }
 
 func damaged(path string, err error) error {
-	return fmt.Errorf("data is damaged, restore a backup or remove the directory to begin empty: %s: %w", path, err)
+	return fmt.Errorf("data is damaged: %s: %w; `maneki datastore restore SNAPSHOT --force` puts a snapshot in its place. "+
+		"Where other hosts keep the datastore too: `maneki datastore members remove` this host there, move the directory away, and start with --join", path, err)
 }
 
-// checkDatabase also says whether anything was ever written to the database.
-func checkDatabase(path string) (written bool, err error) {
+// checkDatabase also gives the number of the last log entry that the database
+// holds; 0 when nothing was ever written to it.
+func checkDatabase(path string) (applied uint64, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return 0, nil
 	}
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	defer func() { // the library panics on some damage
 		if r := recover(); r != nil {
@@ -109,10 +131,10 @@ func checkDatabase(path string) (written bool, err error) {
 	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return false, fmt.Errorf("%s is in use by another etcd", path)
+		return 0, fmt.Errorf("%s is in use by another etcd", path)
 	}
 	if err != nil {
-		return false, damaged(path, err)
+		return 0, damaged(path, err)
 	}
 	defer db.Close()
 	err = db.View(func(tx *bbolt.Tx) error {
@@ -121,31 +143,54 @@ func checkDatabase(path string) (written bool, err error) {
 		}
 		// etcd notes here the number of the last log entry it has applied.
 		if meta := tx.Bucket([]byte("meta")); meta != nil {
-			applied := meta.Get([]byte("consistent_index"))
-			written = slices.ContainsFunc(applied, func(b byte) bool { return b != 0 })
+			if index := meta.Get([]byte("consistent_index")); len(index) == 8 {
+				applied = binary.BigEndian.Uint64(index)
+			}
 		}
 		return nil
 	})
-	return written, err
+	return applied, err
 }
 
-// checkWAL also says whether the log has been begun. The member's own admission
-// to the cluster is the first entry and is written together with a commit index
-// of at least one; without that nothing was ever acknowledged to anybody.
-func checkWAL(dir string) (begun bool, err error) {
+// memberLog is what the log of a member says of itself.
+type memberLog struct {
+	member, cluster uint64
+	// begun is false until the member's own admission to the cluster, the first
+	// entry, was written together with a commit index of at least one: without
+	// that nothing was ever acknowledged to anybody.
+	begun bool
+	last  uint64 // number of the last entry
+}
+
+// readLog reads and checks the log from the last snapshot on.
+func readLog(dir string) (l memberLog, err error) {
 	quiet := zap.NewNop()
 	snaps, err := wal.ValidSnapshotEntries(quiet, dir)
 	if err != nil {
-		return false, damaged(dir, err)
+		return l, damaged(dir, err)
 	}
 	if len(snaps) == 0 {
-		return false, damaged(dir, errors.New("no snapshot record"))
+		return l, damaged(dir, errors.New("no snapshot record"))
 	}
-	state, err := wal.Verify(quiet, dir, snaps[len(snaps)-1])
+	from := snaps[len(snaps)-1]
+	w, err := wal.OpenForRead(quiet, dir, from)
 	if err != nil {
-		return false, damaged(dir, err)
+		return l, damaged(dir, err)
 	}
-	return state.GetCommit() > 0, nil
+	defer w.Close()
+	raw, state, entries, err := w.ReadAll()
+	if err != nil {
+		return l, damaged(dir, err)
+	}
+	var meta etcdserverpb.Metadata
+	if err := proto.Unmarshal(raw, &meta); err != nil {
+		return l, damaged(dir, err)
+	}
+	l = memberLog{member: meta.GetNodeID(), cluster: meta.GetClusterID(), begun: state.GetCommit() > 0, last: from.GetIndex()}
+	if n := len(entries); n > 0 {
+		l.last = entries[n-1].GetIndex()
+	}
+	return l, nil
 }
 
 // discard removes the log that a process left which was killed after it had
@@ -192,10 +237,11 @@ func (g *guard) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	runtime.Goexit()
 }
 
-// expected are warnings of etcd about what we chose.
+// expected are warnings of etcd about what we chose, and what is told otherwise.
 var expected = []string{
 	"Running http and grpc server on single port. This is not recommended for production.",
 	"simple token is not cryptographically signed",
+	"failed to apply request", // for lack of space: the caller is told
 }
 
 // quiet drops them.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -20,8 +21,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"google.golang.org/grpc"
@@ -39,6 +42,7 @@ const DefaultName = "maneki"
 
 const (
 	startTimeout  = 30 * time.Second
+	waitNotice    = 3 * time.Second // of a member that starts without the others
 	stopTimeout   = 10 * time.Second
 	brokenTimeout = time.Second            // for a server that has lost parts of itself
 	graceOfClient = 200 * time.Millisecond // for requests under way when the server stops
@@ -48,9 +52,9 @@ const (
 // tens of megabytes; what takes space is history, so that is kept short. A
 // client that sleeps longer than the retention lists again.
 const (
-	quota           = 2 << 30 // bytes, etcd's own default
+	quota           = 2 << 30 // bytes, etcd's own default; less on a small disk, see space
 	historyKept     = "10m"
-	walSegment      = 8 << 20 // bytes preallocated twice; etcd takes 64 MB
+	walSegment      = 8 << 20 // bytes preallocated twice; etcd takes 64 MB; less on a small disk
 	entriesInMemory = 2000    // raft entries between two snapshots
 	entriesForPeers = 500     // kept after a snapshot, for members that lag
 	maxFiles        = 3       // old WAL and snapshot files
@@ -73,12 +77,19 @@ type Config struct {
 	// one member. They may differ from those of the last start.
 	PeerURLs []string
 
+	// Join holds client URLs of a cluster to become a member of; PeerURLs is
+	// needed then. With data of an earlier start the host goes on as the member
+	// that it is, whether the URLs answer or not.
+	Join []string
+
 	Log *slog.Logger // nil: none
 }
 
 // Server is a running etcd. Use Start.
 type Server struct {
 	etcd      *embed.Etcd
+	log       *slog.Logger
+	dir       string
 	store     *etcd.Store
 	lock      *os.File
 	endpoints []string
@@ -87,8 +98,13 @@ type Server struct {
 	failed    chan error
 	watcher   sync.WaitGroup
 	closing   chan struct{}
+	spaceKept chan struct{} // closed when keepSpace has returned
 	closeOnce sync.Once
 	closeErr  error
+
+	// Of keepSpace:
+	compacted   int64     // revision up to which it has forgotten history
+	shrinkAfter time.Time // when it may do so again
 }
 
 // Start starts the server and returns when it serves. The errors of a data
@@ -102,31 +118,45 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
 	}
+	total, _, err := disk(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("start embedded etcd: %w", err)
+	}
+	sp := spaceOf(total)
+	ec.QuotaBackendBytes = sp.quota
 	lock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
 	}
-	if err := checkData(cfg.Dir); err != nil {
+	err = checkData(cfg.Dir)
+	if err == nil && len(cfg.Join) > 0 {
+		err = prepareJoin(ctx, cfg, ec)
+	}
+	if err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
 	}
-	s := &Server{lock: lock, guard: newGuard(), remote: &remote{}, failed: make(chan error, 1), closing: make(chan struct{})}
+	s := &Server{log: cfg.Log, dir: cfg.Dir, lock: lock, guard: newGuard(), remote: &remote{}, failed: make(chan error, 1), closing: make(chan struct{}), spaceKept: make(chan struct{})}
 	ec.ServiceRegister = s.remote.add
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.guard.logger(cfg.Log))
-	shortenWAL()
+	shortenWAL(sp.segment)
 	if err := s.start(ctx, ec); err != nil {
 		_ = s.stop()
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 	}
 	s.endpoints = listening(s.etcd, ec)
 	client := v3client.New(s.etcd.Server)
-	if err := s.announcePeers(ctx, client, cfg.PeerURLs); err != nil {
+	if err := s.settle(ctx, client, cfg); err != nil {
 		_ = client.Close()
 		_ = s.stop()
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 	}
-	s.store = etcd.FromClient(client, s.endpoints, cfg.Log)
+	s.store = etcd.FromClient(client, s.endpoints, func() bool { return s.etcd.Server.Leader() != 0 }, cfg.Log)
 	s.watcher.Go(s.watch)
+	go func() {
+		defer close(s.spaceKept)
+		s.keepSpace(client, sp)
+	}()
 	return s, nil
 }
 
@@ -147,6 +177,10 @@ func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closing)
 		s.watcher.Wait()
+		select {
+		case <-s.spaceKept:
+		case <-time.After(brokenTimeout): // a broken engine may never answer it
+		}
 		s.closeErr = errors.Join(s.store.Close(), s.stop())
 	})
 	return s.closeErr
@@ -173,20 +207,64 @@ func (s *Server) start(ctx context.Context, ec *embed.Config) error {
 	case err := <-s.guard.fatal:
 		return err
 	}
-	timeout := time.NewTimer(startTimeout)
-	defer timeout.Stop()
-	select {
-	case <-s.etcd.Server.ReadyNotify():
-		return nil
-	case err := <-s.etcd.Err():
-		return err
-	case err := <-s.guard.fatal:
-		return err
-	case <-timeout.C:
-		return fmt.Errorf("not ready after %s", startTimeout)
-	case <-ctx.Done():
-		return ctx.Err()
+	return s.waitReady(ctx, len(ec.ListenPeerUrls) > 0)
+}
+
+// waitReady waits for the engine. A member of several waits for a majority as
+// long as it takes: it is one of those that the others are waiting for.
+func (s *Server) waitReady(ctx context.Context, reachable bool) error {
+	patience := time.NewTicker(startTimeout)
+	defer patience.Stop()
+	notice := time.NewTimer(waitNotice)
+	defer notice.Stop()
+	for {
+		var others []string
+		for _, m := range s.etcd.Server.Cluster().Members() {
+			if m.ID != s.etcd.Server.MemberID() {
+				others = append(others, m.Name+" "+strings.Join(m.PeerURLs, ","))
+			}
+		}
+		if len(others) > 0 && !reachable {
+			return refuse("this host keeps the datastore together with %s, who must reach it: start it with --etcd-listen or --etcd-peer, as before", strings.Join(others, ", "))
+		}
+		select {
+		case <-s.etcd.Server.ReadyNotify():
+			return nil
+		case err := <-s.etcd.Err():
+			return s.reason(err)
+		case err := <-s.guard.fatal:
+			return s.reason(err)
+		case <-s.etcd.Server.StopNotify():
+			return s.reason(errors.New("it stopped"))
+		case <-notice.C:
+			if len(others) > 0 {
+				s.log.Warn("waiting for a majority of the datastore's members", "others", others)
+			}
+		case <-patience.C:
+			if len(others) == 0 {
+				return fmt.Errorf("not ready after %s", startTimeout)
+			}
+			s.log.Warn("still waiting for a majority of the datastore's members", "others", others)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+// reason is err, unless the engine ended because its membership did.
+func (s *Server) reason(err error) error {
+	if c, ok := s.etcd.Server.Cluster().(*membership.RaftCluster); ok && c.IsIDRemoved(s.etcd.Server.MemberID()) || strings.Contains(err.Error(), "permanently removed") {
+		return removedError(s.dir)
+	}
+	return explain(err)
+}
+
+// settle does what a started member owes its cluster.
+func (s *Server) settle(ctx context.Context, client *clientv3.Client, cfg Config) error {
+	if err := s.promote(ctx, cfg); err != nil {
+		return err
+	}
+	return s.announcePeers(ctx, client, cfg.PeerURLs)
 }
 
 // explain adds the remedy to errors of the operating system.
@@ -194,7 +272,14 @@ func explain(err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("address already in use, is another etcd running on this host? Stop it, use it as the datastore, or choose other client URLs: %w", err)
 	}
+	if errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		return noSpace(err)
+	}
 	return err
+}
+
+func noSpace(err error) error {
+	return fmt.Errorf("the disk is full; nothing that was acknowledged is lost: free space and start again: %w", err)
 }
 
 // watch reports the engine's end to Failed.
@@ -208,7 +293,7 @@ func (s *Server) watch() {
 	case <-s.etcd.Server.StopNotify():
 		err = errors.New("it stopped")
 	}
-	s.failed <- fmt.Errorf("embedded etcd: %w", err)
+	s.failed <- fmt.Errorf("embedded etcd: %w", s.reason(err))
 }
 
 // stop ends the engine and unlocks the directory.
@@ -275,7 +360,7 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 	}
 	ec := embed.NewConfig()
 	ec.Dir, ec.Name = cfg.Dir, cfg.Name
-	ec.ListenClientUrls, ec.AdvertiseClientUrls = clients, clients
+	ec.ListenClientUrls, ec.AdvertiseClientUrls = clients, advertised(clients)
 	ec.ListenPeerUrls = peers
 	if len(peers) > 0 {
 		ec.AdvertisePeerUrls = peers
@@ -283,6 +368,15 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 		ec.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "localhost:2380"}}
 	}
 	ec.InitialCluster = ec.InitialClusterFromName(cfg.Name)
+	// Of the token and the peer URLs etcd makes the cluster's identity; without
+	// one every cluster begun by us would have the same.
+	ec.InitialClusterToken = uuid.NewString()
+	if len(cfg.Join) > 0 && len(peers) == 0 {
+		return nil, errors.New("no peer URL given, at which the other members reach this one")
+	}
+	if _, err := parseURLs("URL to join", cfg.Join); err != nil {
+		return nil, err
+	}
 	ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.CertFile, cfg.KeyFile
 	ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.ClientCAFile, cfg.ClientCAFile != ""
 	for _, u := range clients {
@@ -290,7 +384,6 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 			return nil, fmt.Errorf("client URL %s: https needs a certificate and a key", u.String())
 		}
 	}
-	ec.QuotaBackendBytes = quota
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, historyKept
 	ec.SnapshotCount, ec.SnapshotCatchUpEntries = entriesInMemory, entriesForPeers
 	ec.MaxSnapFiles, ec.MaxWalFiles = maxFiles, maxFiles
@@ -299,6 +392,21 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 		ec.ElectionMs = soloElection
 	}
 	return ec, nil
+}
+
+// advertised are the URLs told to others: not those of this host alone, if there
+// are any others.
+func advertised(clients []url.URL) []url.URL {
+	var far []url.URL
+	for _, u := range clients {
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && !a.IsLoopback() && !a.IsUnspecified() {
+			far = append(far, u)
+		}
+	}
+	if len(far) == 0 {
+		return clients
+	}
+	return far
 }
 
 func parseURLs(what string, texts []string) ([]url.URL, error) {
@@ -336,8 +444,16 @@ func listening(e *embed.Etcd, ec *embed.Config) []string {
 }
 
 // shortenWAL sets the size of WAL segments, which etcd offers for the whole
-// process only.
-var shortenWAL = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
+// process only: the smallest that any of its servers needs.
+func shortenWAL(size int64) {
+	walMu.Lock()
+	defer walMu.Unlock()
+	if size < wal.SegmentSizeBytes { // it is read without a lock
+		wal.SegmentSizeBytes = size
+	}
+}
+
+var walMu sync.Mutex // guards etcd's variable against two of our servers
 
 // remote holds the servers that serve other processes.
 type remote struct {

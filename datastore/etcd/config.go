@@ -78,7 +78,7 @@ func checkURL(u *url.URL) error {
 
 // tlsSource is where our certificate and the server's CA come from.
 type tlsSource struct {
-	roots             *x509.CertPool // nil: the system's
+	caPEM, caFile     string // neither: the system's
 	certPEM, keyPEM   string
 	certFile, keyFile string
 	ca                string // for messages: file name or "inline CA"
@@ -96,21 +96,14 @@ func newTLSSource(cfg Config) (*tlsSource, error) {
 		return nil, errors.New("etcd client certificate: certificate and key belong together, one is missing")
 	}
 	src := &tlsSource{certFile: cfg.CertFile, keyFile: cfg.KeyFile, certPEM: cfg.Cert, keyPEM: cfg.Key, ca: "the system's roots"}
-	ca := []byte(cfg.CACert)
-	if cfg.CACertFile != "" {
-		b, err := os.ReadFile(cfg.CACertFile)
-		if err != nil {
-			return nil, fmt.Errorf("read etcd CA: %w", err)
-		}
-		ca, src.ca = b, cfg.CACertFile
-	} else if cfg.CACert != "" {
+	src.caPEM, src.caFile = cfg.CACert, cfg.CACertFile
+	if src.caFile != "" {
+		src.ca = src.caFile
+	} else if src.caPEM != "" {
 		src.ca = "the inline CA"
 	}
-	if len(ca) > 0 {
-		src.roots = x509.NewCertPool()
-		if !src.roots.AppendCertsFromPEM(ca) {
-			return nil, fmt.Errorf("etcd CA: no certificate in PEM form in %s", src.ca)
-		}
+	if _, err := src.roots(); err != nil {
+		return nil, err
 	}
 	if _, err := src.certificate(); err != nil {
 		return nil, err
@@ -118,14 +111,37 @@ func newTLSSource(cfg Config) (*tlsSource, error) {
 	return src, nil
 }
 
-func (src *tlsSource) config() *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		RootCAs:    src.roots,
-		// Asked for with every connection, so that renewed files are used
-		// without a restart.
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return src.certificate() },
+// roots are the authorities as they are now; nil means the system's.
+func (src *tlsSource) roots() (*x509.CertPool, error) {
+	text := []byte(src.caPEM)
+	if src.caFile != "" {
+		var err error
+		if text, err = os.ReadFile(src.caFile); err != nil {
+			return nil, fmt.Errorf("read etcd CA: %w", err)
+		}
 	}
+	if len(text) == 0 && src.caFile == "" {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("etcd CA: no certificate in PEM form in %s", src.ca)
+	}
+	return pool, nil
+}
+
+// config is that of one connection; certificate and authorities are read for
+// each, so that renewed files are used without a restart.
+func (src *tlsSource) config() (*tls.Config, error) {
+	roots, err := src.roots()
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:           tls.VersionTLS12,
+		RootCAs:              roots,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return src.certificate() },
+	}, nil
 }
 
 // certificate is our certificate as it is now, or an empty one if none is
@@ -199,25 +215,38 @@ func (a *alerts) within(d time.Duration) string {
 	return a.text
 }
 
-// notingCredentials are TLS credentials whose connections note their errors.
+// notingCredentials are TLS credentials made anew for every connection, whose
+// connections note their errors.
 type notingCredentials struct {
 	credentials.TransportCredentials
-	alerts *alerts
+	source *tlsSource
+}
+
+func newCredentials(source *tlsSource) (notingCredentials, error) {
+	cfg, err := source.config()
+	if err != nil {
+		return notingCredentials{}, err
+	}
+	return notingCredentials{credentials.NewTLS(cfg), source}, nil
 }
 
 // ClientHandshake is called by gRPC for every connection.
 func (c notingCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	fresh, err := newCredentials(c.source)
 	if err != nil {
-		c.alerts.note(err)
+		return nil, nil, err
+	}
+	conn, info, err := fresh.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		c.source.alerts.note(err)
 		return conn, info, err
 	}
-	return notingConn{conn, c.alerts}, info, nil
+	return notingConn{conn, &c.source.alerts}, info, nil
 }
 
 // Clone is part of gRPC's interface.
 func (c notingCredentials) Clone() credentials.TransportCredentials {
-	return notingCredentials{c.TransportCredentials.Clone(), c.alerts}
+	return notingCredentials{c.TransportCredentials.Clone(), c.source}
 }
 
 type notingConn struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/manekinet/maneki/datastore"
 )
+
+// leaderTimeout bounds the question after the reason of a timeout.
+const leaderTimeout = 500 * time.Millisecond
 
 // cause keeps what gRPC said about a failed attempt. The client throws it away
 // when the deadline passes and leaves "context deadline exceeded", which does
@@ -79,7 +83,17 @@ func (s *Store) classify(ctx context.Context, err error, cause string) error {
 	case rpctypes.ErrRequestTooLarge:
 		return fmt.Errorf("etcd refuses a value of this size (its --max-request-bytes): %w", err)
 	case rpctypes.ErrNoSpace:
-		return fmt.Errorf("%w: etcd at %s is full: free or add space, then `etcdctl alarm disarm`", datastore.ErrUnavailable, s.where())
+		return fmt.Errorf("%w: etcd at %s has no space left (NOSPACE) and refuses writes: free or add space, then `maneki datastore defrag` and `maneki datastore disarm`", datastore.ErrUnavailable, s.where())
+	case rpctypes.ErrNoLeader:
+		return s.noLeader()
+	case rpctypes.ErrTimeout, rpctypes.ErrTimeoutDueToLeaderFail, rpctypes.ErrTimeoutDueToConnectionLost:
+		if s.leaderless() {
+			return s.noLeader()
+		}
+	case rpctypes.ErrUnhealthy, rpctypes.ErrMemberNotEnoughStarted:
+		return fmt.Errorf("%w: etcd at %s refuses to change its members now, because it would lose its majority or a member has just come or gone: %w", datastore.ErrUnavailable, s.where(), err)
+	case rpctypes.ErrMemberNotFound:
+		return fmt.Errorf("%w: etcd at %s has no such member", datastore.ErrNotFound, s.where())
 	}
 	if status.Code(err) == codes.ResourceExhausted {
 		return fmt.Errorf("etcd refuses a request of this size: %w", err)
@@ -113,9 +127,38 @@ func (s *Store) unreachable(err error, cause string) error {
 	hint := s.schemeHint(cause)
 	cause = shorten(cause)
 	if errors.Is(err, context.DeadlineExceeded) && strings.Contains(cause, "context deadline exceeded") {
+		if s.leaderless() {
+			return s.noLeader()
+		}
 		cause = fmt.Sprintf("no answer within %s", s.timeout)
 	}
 	return fmt.Errorf("%w: etcd at %s: %s%s", datastore.ErrUnavailable, s.where(), cause, hint)
+}
+
+// noLeader is what a minority says of itself.
+func (s *Store) noLeader() error {
+	return fmt.Errorf("%w: etcd at %s has no leader: fewer than half of its members reach each other, nothing can be written until they do", datastore.ErrUnavailable, s.where())
+}
+
+// leaderless asks the members that answer whether they know a leader; a request
+// that needs one only runs into its timeout.
+func (s *Store) leaderless() bool {
+	if s.led != nil {
+		return !s.led()
+	}
+	c, err := s.current()
+	if c == nil || err != nil {
+		return false
+	}
+	for _, u := range s.Endpoints() {
+		ctx, cancel := context.WithTimeout(s.ctx, leaderTimeout)
+		st, err := c.Status(ctx, u)
+		cancel()
+		if err == nil {
+			return st.Leader == 0
+		}
+	}
+	return false
 }
 
 // schemeHint names the other scheme when the connection was closed in the way
@@ -130,7 +173,7 @@ func (s *Store) schemeHint(cause string) string {
 	return ""
 }
 
-func (s *Store) where() string { return strings.Join(s.endpoints, ", ") }
+func (s *Store) where() string { return strings.Join(s.Endpoints(), ", ") }
 
 // tlsHint says in words what is wrong between the two certificates; it is empty
 // when the cause has nothing to do with TLS.

@@ -13,12 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/manekinet/maneki/datastore"
 )
@@ -49,7 +49,7 @@ type Config struct {
 
 	Username, Password string
 
-	CertFile, KeyFile, CACertFile string // PEM; read again for every connection, except the CA
+	CertFile, KeyFile, CACertFile string // PEM; read again for every connection
 	Cert, Key, CACert             string // the same inline, PEM text
 
 	DialTimeout    time.Duration // for the log-in; 0: DefaultDialTimeout
@@ -60,10 +60,11 @@ type Config struct {
 
 // Store is a datastore.Store, datastore.Transactor and datastore.Snapshotter.
 type Store struct {
-	endpoints []string
-	tls       *tlsSource // nil without TLS
-	timeout   time.Duration
-	log       *slog.Logger
+	tls     *tlsSource // nil without TLS
+	timeout time.Duration
+	log     *slog.Logger
+	led     func() bool   // of the in-process client, else nil
+	cluster atomic.Uint64 // identity of the cluster that Refresh has found; 0: none yet
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -72,9 +73,10 @@ type Store struct {
 	config  clientv3.Config // to make client with
 	dialing chan struct{}   // held while client is made
 
-	mu     sync.Mutex
-	client *clientv3.Client
-	closed bool
+	mu        sync.Mutex
+	endpoints []string
+	client    *clientv3.Client
+	closed    bool
 
 	warned sync.Map // paths reported as not ours, so that each is reported once
 }
@@ -98,15 +100,16 @@ func New(_ context.Context, cfg Config) (*Store, error) {
 	}
 	s := newStore(endpoints, cfg.RequestTimeout, cfg.Log)
 	s.tls = source
-	s.config = clientConfig(cfg, endpoints, source, s.log)
-	return s, nil
+	s.config, err = clientConfig(cfg, endpoints, source, s.log)
+	return s, err
 }
 
 // FromClient is a store on an existing client, which Close will close: the
-// embedded server's in-process client. endpoints are for messages.
-func FromClient(client *clientv3.Client, endpoints []string, log *slog.Logger) *Store {
+// embedded server's in-process client. endpoints are for messages; led says
+// whether the server knows a leader.
+func FromClient(client *clientv3.Client, endpoints []string, led func() bool, log *slog.Logger) *Store {
 	s := newStore(endpoints, 0, log)
-	s.client = client
+	s.client, s.led = client, led
 	return s
 }
 
@@ -122,7 +125,7 @@ func newStore(endpoints []string, timeout time.Duration, log *slog.Logger) *Stor
 	return s
 }
 
-func clientConfig(cfg Config, endpoints []string, source *tlsSource, log *slog.Logger) clientv3.Config {
+func clientConfig(cfg Config, endpoints []string, source *tlsSource, log *slog.Logger) (clientv3.Config, error) {
 	cc := clientv3.Config{
 		Endpoints:            endpoints,
 		DialTimeout:          cfg.DialTimeout,
@@ -142,16 +145,25 @@ func clientConfig(cfg Config, endpoints []string, source *tlsSource, log *slog.L
 	if cc.DialTimeout == 0 {
 		cc.DialTimeout = DefaultDialTimeout
 	}
-	if source != nil {
-		cc.TLS = source.config()
-		creds := notingCredentials{credentials.NewTLS(cc.TLS), &source.alerts}
-		cc.DialOptions = append(cc.DialOptions, grpc.WithTransportCredentials(creds))
+	if source == nil {
+		return cc, nil
 	}
-	return cc
+	var err error
+	if cc.TLS, err = source.config(); err != nil {
+		return cc, err
+	}
+	creds, err := newCredentials(source)
+	cc.DialOptions = append(cc.DialOptions, grpc.WithTransportCredentials(creds))
+	return cc, err
 }
 
-// Endpoints are the addresses of the cluster as configured.
-func (s *Store) Endpoints() []string { return slices.Clone(s.endpoints) }
+// Endpoints are the addresses of the cluster: those configured, and those that
+// Refresh has found.
+func (s *Store) Endpoints() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.endpoints)
+}
 
 // connect returns the client, which it makes at first use. With a user name
 // that means logging in, which may fail or take its time.

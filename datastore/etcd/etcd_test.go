@@ -68,24 +68,28 @@ func compact(t testing.TB, c *clientv3.Client) {
 	}
 }
 
-// TestConformance runs on Debian's etcd.
-func TestConformance(t *testing.T) { conform(t, datastoretest.StartEtcd(t)) }
-
-// TestConformanceOfOtherLines runs on the etcds that others have.
-func TestConformanceOfOtherLines(t *testing.T) {
-	for _, line := range datastoretest.Lines() {
-		t.Run(line, func(t *testing.T) { conform(t, datastoretest.StartEtcdOf(t, line)) })
+// everyVersion runs a test on every release of etcd at the same time.
+func everyVersion(t *testing.T, test func(t *testing.T, v datastoretest.Version)) {
+	t.Parallel()
+	for _, v := range datastoretest.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			test(t, v)
+		})
 	}
 }
 
-func conform(t *testing.T, server *datastoretest.EtcdServer) {
-	c := admin(t, server)
-	datastoretest.Run(t, datastoretest.Backend{
-		New: func(t *testing.T) datastore.Store {
-			wipe(t, c)
-			return open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
-		},
-		Compact: func(t *testing.T) { compact(t, c) },
+func TestConformance(t *testing.T) {
+	everyVersion(t, func(t *testing.T, v datastoretest.Version) {
+		server := v.Start(t)
+		c := admin(t, server)
+		datastoretest.Run(t, datastoretest.Backend{
+			New: func(t *testing.T) datastore.Store {
+				wipe(t, c)
+				return open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+			},
+			Compact: func(t *testing.T) { compact(t, c) },
+		})
 	})
 }
 
@@ -116,7 +120,7 @@ func TestFull(t *testing.T) {
 			break
 		}
 	}
-	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "is full") {
+	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "has no space left") {
 		t.Errorf("error is %v", err)
 	}
 	if _, err := s.Get(t.Context(), handle(0)); err != nil {

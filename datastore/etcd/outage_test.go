@@ -127,9 +127,10 @@ func TestCallersDeadline(t *testing.T) {
 
 // A follower survives crash and restart of the server without a lost or
 // repeated effect, also of what happened while it was not connected.
-func TestFollowRestart(t *testing.T) {
-	t.Parallel()
-	server := datastoretest.StartEtcd(t)
+func TestFollowRestart(t *testing.T) { everyVersion(t, testFollowRestart) }
+
+func testFollowRestart(t *testing.T, v datastoretest.Version) {
+	server := v.Start(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, RequestTimeout: 2 * time.Second})
 	put(t, s, 0, 20)
 	c := follow(t, s)
@@ -178,9 +179,10 @@ func TestFollowPause(t *testing.T) {
 }
 
 // Compaction past a watch that was cut ends in a list and the differences.
-func TestFollowCompaction(t *testing.T) {
-	t.Parallel()
-	server := datastoretest.StartEtcd(t)
+func TestFollowCompaction(t *testing.T) { everyVersion(t, testFollowCompaction) }
+
+func testFollowCompaction(t *testing.T, v datastoretest.Version) {
+	server := v.Start(t)
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
 	put(t, s, 0, 20)
 	cl := admin(t, server)
@@ -251,9 +253,10 @@ func TestFollowRestoredBackup(t *testing.T) {
 }
 
 // With several members the store goes on when one of them is killed or hangs.
-func TestFailOver(t *testing.T) {
-	t.Parallel()
-	members := datastoretest.StartEtcdCluster(t, 3)
+func TestFailOver(t *testing.T) { everyVersion(t, testFailOver) }
+
+func testFailOver(t *testing.T, v datastoretest.Version) {
+	members := v.StartCluster(t, 3)
 	var endpoints []string
 	for _, m := range members {
 		endpoints = append(endpoints, m.Endpoint())
@@ -292,4 +295,84 @@ func TestFailOver(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second) // until the member has caught up: a majority must remain
 	}
+}
+
+// A full partition: no member answers, with all connections open. Afterwards the
+// follower has everything once.
+func TestFollowPartition(t *testing.T) {
+	t.Parallel()
+	members := datastoretest.V36.StartCluster(t, 3)
+	var endpoints []string
+	for _, m := range members {
+		endpoints = append(endpoints, m.Endpoint())
+	}
+	s := open(t, etcd.Config{Endpoints: endpoints, RequestTimeout: 2 * time.Second})
+	put(t, s, 0, 20)
+	c := follow(t, s)
+	waitFor(t, c, s)
+	for _, m := range members {
+		m.Pause()
+	}
+	waitLost(t, c, 20*time.Second)
+	for _, m := range members {
+		m.Resume()
+	}
+	writer := open(t, etcd.Config{Endpoints: endpoints})
+	for end := time.Now().Add(20 * time.Second); ; {
+		err := use(t, writer)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	put(t, writer, 10, 30)
+	waitFor(t, c, writer)
+}
+
+// A change of the leader is no loss, or one that is made good.
+func TestFollowLeaderChange(t *testing.T) {
+	everyVersion(t, func(t *testing.T, v datastoretest.Version) {
+		members := v.StartCluster(t, 3)
+		var endpoints []string
+		for _, m := range members {
+			endpoints = append(endpoints, m.Endpoint())
+		}
+		s := open(t, etcd.Config{Endpoints: endpoints})
+		put(t, s, 0, 20)
+		c := follow(t, s)
+		waitFor(t, c, s)
+		for i := range 6 {
+			moveLeader(t, s, members)
+			if err := use(t, s); err != nil && !errors.Is(err, datastore.ErrUnavailable) {
+				t.Fatal(err)
+			}
+			put(t, s, i*3, i*3+20)
+		}
+		waitFor(t, c, s)
+	})
+}
+
+// moveLeader makes the next member the leader.
+func moveLeader(t *testing.T, s *etcd.Store, servers []*datastoretest.EtcdServer) {
+	t.Helper()
+	members, err := s.Members(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range members {
+		if !m.Leader {
+			continue
+		}
+		for _, server := range servers {
+			if len(m.ClientURLs) == 1 && m.ClientURLs[0] == server.Endpoint() {
+				if _, err := admin(t, server).MoveLeader(t.Context(), members[(i+1)%len(members)].ID); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+		}
+	}
+	t.Fatalf("no leader: %+v", members)
 }

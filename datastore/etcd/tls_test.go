@@ -207,13 +207,14 @@ func TestWrongScheme(t *testing.T) {
 }
 
 // A renewed certificate is used for the next connection, without a restart.
-func TestTLSRotation(t *testing.T) {
-	t.Parallel()
+func TestTLSRotation(t *testing.T) { everyVersion(t, testTLSRotation) }
+
+func testTLSRotation(t *testing.T, v datastoretest.Version) {
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
 	loopback := net.IPv4(127, 0, 0, 1)
 	serverCert, serverKey := ca.issue("server", loopback, time.Now().Add(time.Hour))
-	server := datastoretest.StartEtcd(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
+	server := v.Start(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
 	cert, key := ca.issue("client", loopback, time.Now().Add(-time.Minute))
 	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CertFile: cert, KeyFile: key, CACertFile: ca.file(), RequestTimeout: shortly})
 	refused(t, s, "expired on")
@@ -221,17 +222,46 @@ func TestTLSRotation(t *testing.T) {
 	for end := time.Now().Add(15 * time.Second); ; {
 		err := use(t, s)
 		if err == nil {
-			return
+			break
 		}
 		if time.Now().After(end) {
 			t.Fatal(err)
 		}
 	}
+	rotateCA(t, server, ca, s)
 }
 
-func TestPassword(t *testing.T) {
-	t.Parallel()
-	server := datastoretest.StartEtcd(t)
+// rotateCA replaces the authority on both sides while the store is in use.
+func rotateCA(t *testing.T, server *datastoretest.EtcdServer, ca *authority, s *etcd.Store) {
+	next := newAuthority(t, t.TempDir(), "ca")
+	loopback := net.IPv4(127, 0, 0, 1)
+	for _, name := range []string{"server", "client"} {
+		cert, key := next.issue(name, loopback, time.Now().Add(time.Hour))
+		for from, to := range map[string]string{cert: filepath.Join(ca.dir, name+".pem"), key: filepath.Join(ca.dir, name+"-key.pem"), next.file(): ca.file()} {
+			text, err := os.ReadFile(from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(to, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	server.Kill()
+	server.Start()
+	var err error
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); {
+		if err = use(t, s); err == nil {
+			return
+		}
+	}
+	t.Errorf("after the authority was replaced: %v", err)
+}
+
+func TestPassword(t *testing.T) { everyVersion(t, testPassword) }
+
+func testPassword(t *testing.T, v datastoretest.Version) {
+	server := v.Start(t)
 	c := admin(t, server)
 	ctx := t.Context()
 	step := func(what string, err error) {
