@@ -45,7 +45,7 @@ func New(t testing.TB) *NS {
 	}
 	t.Cleanup(func() { _ = file.Close() })
 
-	handle, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()))
+	handle, err := open(file)
 	if err != nil {
 		t.Fatalf("nstest: open netlink in new namespace: %v", err)
 	}
@@ -54,6 +54,31 @@ func New(t testing.TB) *NS {
 	ns := &NS{t: t, file: file, handle: handle}
 	ns.Up("lo")
 	return ns
+}
+
+// open gives a handle for every netlink family, or for routes alone where the kernel lacks another, such as IPsec's.
+func open(file *os.File) (*netlink.Handle, error) {
+	handle, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()))
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+	}
+	return handle, err
+}
+
+// Current is the namespace of the calling thread, for a machine that belongs to the test as a whole.
+func Current(t testing.TB) *NS {
+	t.Helper()
+	file, err := os.Open(threadNS)
+	if err != nil {
+		t.Fatalf("nstest: %v", err)
+	}
+	t.Cleanup(func() { _ = file.Close() })
+	handle, err := open(file)
+	if err != nil {
+		t.Fatalf("nstest: open netlink: %v", err)
+	}
+	t.Cleanup(handle.Close)
+	return &NS{t: t, file: file, handle: handle}
 }
 
 // create makes the namespace on a thread of its own. The thread is never unlocked: the runtime ends it together
