@@ -25,6 +25,7 @@ import (
 	"github.com/manekinet/maneki/docker/resolver"
 	"github.com/manekinet/maneki/endpoint"
 	"github.com/manekinet/maneki/ipam"
+	"github.com/manekinet/maneki/pathmtu"
 	"github.com/manekinet/maneki/resource"
 )
 
@@ -39,6 +40,8 @@ type Agent struct {
 	tables  *tables
 	speaker *bgp.Speaker
 	pipe    *pipeline
+	prober  *pathmtu.Prober // nil where paths are not measured
+	found   []string        // what it found last that is not as it should be
 	node    *nodeState
 	streams streams
 	docker  *docker.Server      // nil when Docker is not served
@@ -137,6 +140,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 		a.names = resolver.NewDirectory(a.opts.Node)
 		a.pipe.onEvents = a.names.Apply
 	}
+	a.measurePaths()
 	return nil
 }
 
@@ -174,6 +178,9 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.keepAddress(ctx) })
 	g.Go(func() error { return a.keepTunnels(ctx, host) })
 	g.Go(func() error { return a.terminateFlows(ctx) })
+	if a.prober != nil {
+		g.Go(func() error { return a.runProber(ctx) })
+	}
 	g.Go(func() error { return newReporter(a).run(ctx) })
 	for _, s := range servers {
 		g.Go(func() error { return s.serve(ctx) })

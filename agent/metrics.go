@@ -35,6 +35,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("maneki_datastore_connected", "1 when the datastore answers.", nil, func(add func(float64, ...string)) { add(flag(s.Datastore.Connected)) })
 	gauge("felix_active_local_endpoints", "Workload endpoints of this host.", nil, func(add func(float64, ...string)) { add(float64(len(s.Endpoints))) })
 	gauge("maneki_problems", "Objects that could not be used.", nil, func(add func(float64, ...string)) { add(float64(len(s.Problems))) })
+	pathMetrics(s.Paths, gauge, flag)
 	table := []string{"table"}
 	gauge("maneki_table_wanted", "Kernel objects wanted.", table, func(add func(float64, ...string)) {
 		for _, t := range s.Tables {
@@ -95,4 +96,30 @@ func (c *collector) peers(ch chan<- prometheus.Metric, peers []agentapi.BGPPeer)
 			ch <- prometheus.MustNewConstMetric(desc, m.kind, m.value(p, p.State == established), p.Address.String(), p.Type)
 		}
 	}
+}
+
+// pathMetrics are those of the ways to other hosts.
+func pathMetrics(p *agentapi.Paths, gauge func(name, help string, labels []string, read func(add func(float64, ...string))), flag func(bool) float64) {
+	if p == nil {
+		return
+	}
+	family := func(v6 bool) string {
+		if v6 {
+			return "6"
+		}
+		return "4"
+	}
+	labels := []string{"node", "device", "family"}
+	each := func(value func(agentapi.Path) float64) func(add func(float64, ...string)) {
+		return func(add func(float64, ...string)) {
+			for _, path := range p.Paths {
+				add(value(path), path.Node, path.Device, family(path.IPv6))
+			}
+		}
+	}
+	gauge("maneki_path_answered", "1 when the other host answered the last probe.", labels, each(func(p agentapi.Path) float64 { return flag(p.Answered) }))
+	gauge("maneki_path_mtu_bytes", "Largest packet that passed; 0 while nobody has answered.", labels, each(func(p agentapi.Path) float64 { return float64(p.MTU) }))
+	gauge("maneki_path_limit_bytes", "Largest packet that should pass.", labels, each(func(p agentapi.Path) float64 { return float64(p.Limit) }))
+	gauge("maneki_path_checksum_broken", "1 when packets pass only without a checksum.", labels, each(func(p agentapi.Path) float64 { return flag(p.ChecksumBroken) }))
+	gauge("maneki_workload_mtu_bytes", "MTU of new workloads.", nil, func(add func(float64, ...string)) { add(float64(p.WorkloadMTU)) })
 }

@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/config"
 	"github.com/manekinet/maneki/docker"
+	"github.com/manekinet/maneki/pathmtu"
 )
 
 // Errors by which a caller can choose an exit code.
@@ -72,6 +74,7 @@ type Options struct {
 	MetricsAddr         string
 	AutodetectInterval  time.Duration // 0 means 60 s
 	SkipEndpointRecover bool          // tests only
+	PathPort            string        // UDP, for measuring the paths between hosts; default 9097, "-" measures nothing
 	Docker              string        // DockerAuto (also when empty), DockerOn or DockerOff
 	DockerScope         string        // of the Docker networks: auto (also when empty), local or global
 }
@@ -108,6 +111,7 @@ func FromEnv(environ func(string) string) (Options, error) {
 		EtcdListen:         e.list("MANEKI_ETCD_LISTEN"),
 		EtcdPeers:          e.list("MANEKI_ETCD_PEER"),
 		Join:               e.list("MANEKI_JOIN"),
+		PathPort:           e.get("MANEKI_PATH_PROBE_PORT"),
 	}
 	return o, e.err
 }
@@ -242,6 +246,7 @@ func (o *Options) setDefaults() {
 		{&o.InterfacePrefix, "cali"},
 		{&o.HealthAddr, "127.0.0.1:9099"},
 		{&o.MetricsAddr, "127.0.0.1:9091"},
+		{&o.PathPort, strconv.Itoa(pathmtu.DefaultPort)},
 		{&o.Docker, DockerAuto},
 		{&o.DockerScope, string(docker.ScopeAuto)},
 	} {
@@ -266,6 +271,9 @@ func (o *Options) check() error {
 		if !slices.Contains(c.allowed, c.value) {
 			return refuse(ErrBadOption, "%s is %q; allowed: %s", c.option, c.value, strings.Join(c.allowed, ", "))
 		}
+	}
+	if port, err := strconv.ParseUint(o.PathPort, 10, 16); o.PathPort != "-" && (err != nil || port == 0) {
+		return refuse(ErrBadOption, "path probe port is %q; allowed: 1 to 65535, or - to measure nothing", o.PathPort)
 	}
 	if len(o.InterfacePrefix) > 4 {
 		return refuse(ErrBadOption, "interface prefix %q is longer than 4 characters", o.InterfacePrefix)

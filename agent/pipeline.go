@@ -35,9 +35,10 @@ type pipeline struct {
 	onStore     func(error)   // told of every batch; set before run
 	onEvents    func([]datastore.Event)
 	onState     func(calc.State) // told of every state before it is published; set before run
-	tunnelKick  chan struct{}    // what the pools want of tunnels, or the MTU, may have changed
-	policyKick  chan struct{}    // the policies in force have changed
-	synced      chan struct{}    // closed once a first full state is in the tables
+	onPaths     func([]desired.Path)
+	tunnelKick  chan struct{} // what the pools want of tunnels, or the MTU, may have changed
+	policyKick  chan struct{} // the policies in force have changed
+	synced      chan struct{} // closed once a first full state is in the tables
 
 	mu           sync.Mutex
 	pending      calc.Batch
@@ -89,6 +90,14 @@ func (p *pipeline) linksChanged(links []autodetect.Interface, mtu int) {
 func (p *pipeline) underlayChanged(routes []desired.Underlay) {
 	p.mu.Lock()
 	p.pending.Underlay = routes
+	p.mu.Unlock()
+	kick(p.wake)
+}
+
+// pathsMeasured takes what the prober found out.
+func (p *pipeline) pathsMeasured(facts map[desired.PathKey]desired.PathFact) {
+	p.mu.Lock()
+	p.pending.Paths = facts
 	p.mu.Unlock()
 	kick(p.wake)
 }
@@ -212,6 +221,8 @@ func (p *pipeline) rereadSecrets(ctx context.Context) {
 
 func (p *pipeline) publish(state calc.State, bgpErr error) {
 	p.onState(state)
+	p.onPaths(state.Paths)
+	p.tables.setMTUPattern(state.MTUPattern)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, text := range state.Problems {

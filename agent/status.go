@@ -34,6 +34,7 @@ func (a *Agent) status() agentapi.Status {
 		Problems:  state.Problems,
 	}
 	s.IPv4, s.IPv6 = a.node.report()
+	s.Paths = a.pathReport(state.MTU, state.Tunnels)
 	switch {
 	case !a.opts.BGP:
 		s.BGP = "disabled"

@@ -44,7 +44,10 @@ type tables struct {
 	handle  *netlink.Handle // this namespace's
 	devices []string        // names of the tunnel devices
 
+	relist chan struct{} // the links are to be listed again
+
 	mu      sync.Mutex
+	pattern string                  // of the interfaces whose MTU counts
 	local   map[netip.Addr]bool     // addresses of the host itself
 	subnets []netip.Prefix          // that the host is connected to
 	on      map[netip.Prefix]string // the interface of each, masked; of interfaces that are up and not a workload's
@@ -96,6 +99,8 @@ func newTables(o Options) (*tables, error) {
 		routes:  reconcile.NewTable(applier, reconcile.Options[desired.RouteKey]{Name: "routes", Logger: log, Compare: longestFirst}),
 		sysctls: reconcile.NewTable(values, reconcile.Options[string]{Name: "sysctls", Logger: log, Resync: sysctlResync}),
 		local:   map[netip.Addr]bool{},
+		relist:  make(chan struct{}, 1),
+		pattern: desired.MTUPattern,
 	}, nil
 }
 
@@ -143,7 +148,7 @@ func (t *tables) run(ctx context.Context) error {
 // on whenever one of the underlay's or an address of it changes. A burst of
 // changes is listed once.
 func (t *tables) watch(ctx context.Context, changed func(links []autodetect.Interface, mtu int), underlay func([]desired.Underlay)) error {
-	list, listUnderlay := make(chan struct{}, 1), make(chan struct{}, 1)
+	list, listUnderlay := t.relist, make(chan struct{}, 1)
 	kick(list)
 	kick(listUnderlay)
 	g, ctx := errgroup.WithContext(ctx)
@@ -276,7 +281,31 @@ func (t *tables) links() ([]autodetect.Interface, int, error) {
 	t.mu.Lock()
 	t.local, t.subnets, t.on = local, subnets, on
 	t.mu.Unlock()
-	return detectable(all), links.HostMTU(all, regexp.MustCompile(desired.MTUPattern)), nil
+	return detectable(all), links.HostMTU(all, t.mtuPattern()), nil
+}
+
+// setMTUPattern says which interfaces count for the MTU; empty means the usual
+// ones. One that cannot be compiled was refused when it was written.
+func (t *tables) setMTUPattern(pattern string) {
+	if pattern == "" {
+		pattern = desired.MTUPattern
+	}
+	t.mu.Lock()
+	changed := t.pattern != pattern
+	t.pattern = pattern
+	t.mu.Unlock()
+	if changed {
+		kick(t.relist)
+	}
+}
+
+func (t *tables) mtuPattern() *regexp.Regexp {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, err := regexp.Compile(t.pattern); err == nil {
+		return p
+	}
+	return regexp.MustCompile(desired.MTUPattern)
 }
 
 // detectable is the part of the links that address detection looks at. It is

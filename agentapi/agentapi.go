@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -47,6 +48,7 @@ type Status struct {
 	Tunnels    []Tunnel    `json:"tunnels,omitempty"`
 	Endpoints  []Endpoint  `json:"endpoints"`
 	Policy     PolicyCount `json:"policy"`
+	Paths      *Paths      `json:"paths,omitempty"`    // nil where they are not measured
 	Problems   []string    `json:"problems,omitempty"` // objects that could not be used, one line each
 }
 
@@ -239,4 +241,49 @@ func get[T document](ctx context.Context, c *Client, path string, into T) error 
 		return fmt.Errorf("parse agent's answer to %s: %w", path, err)
 	}
 	return nil
+}
+
+// Paths is what was measured about the ways to other hosts.
+type Paths struct {
+	WorkloadMTU int      `json:"workloadMTU"` // bytes, of new workloads
+	Paths       []Path   `json:"paths"`
+	NoOffload   []string `json:"noChecksumOffload,omitempty"` // tunnel devices whose checksums the kernel computes itself
+	Findings    []string `json:"findings,omitempty"`          // what is not as it should be, one line each
+}
+
+// Path is one way to another host.
+type Path struct {
+	Node           string `json:"node"`
+	Device         string `json:"device,omitempty"` // of the tunnel; empty for the underlay
+	IPv6           bool   `json:"ipv6,omitempty"`
+	Answered       bool   `json:"answered"`      // the last time
+	MTU            int    `json:"mtu,omitempty"` // bytes of the largest packet that passed; 0 while nobody has answered
+	Limit          int    `json:"limit,omitempty"`
+	ChecksumBroken bool   `json:"checksumBroken,omitempty"`
+}
+
+// Line is the paths in one line.
+func (p *Paths) Line() string {
+	answered, smallest := 0, 0
+	for _, path := range p.Paths {
+		if !path.Answered {
+			continue
+		}
+		answered++
+		if path.Device == "" && (smallest == 0 || path.MTU < smallest) {
+			smallest = path.MTU
+		}
+	}
+	line := fmt.Sprintf("Paths to other hosts: %d of %d answered", answered, len(p.Paths))
+	if smallest > 0 {
+		line += fmt.Sprintf(", %d bytes pass", smallest)
+	}
+	line += fmt.Sprintf(", workload MTU %d", p.WorkloadMTU)
+	if len(p.NoOffload) > 0 {
+		line += ", checksum offload off on " + strings.Join(p.NoOffload, ", ")
+	}
+	if len(p.Findings) > 0 {
+		line += "; " + strings.Join(p.Findings, "; ")
+	}
+	return line
 }

@@ -274,8 +274,9 @@ func (f *FelixConfiguration) Default() {
 func servedParameters() []string {
 	return []string{
 		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "defaultEndpointToHostAction", "disableConntrackInvalidCheck",
-		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "ipipMTU", "iptablesFilterDenyAction",
-		"logActionRateLimit", "logPrefix", "natOutgoingExclusions", "nftablesFilterDenyAction", "programClusterRoutes",
+		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "featureDetectOverride", "ipipMTU",
+		"iptablesFilterDenyAction",
+		"logActionRateLimit", "logPrefix", "mtuIfacePattern", "natOutgoingExclusions", "nftablesFilterDenyAction", "programClusterRoutes",
 		"vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
 	}
 }

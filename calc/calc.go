@@ -43,6 +43,8 @@ type Batch struct {
 	Learnt map[netip.Prefix]bgp.Path
 	// Underlay are the routes of others on this host; nil means unchanged.
 	Underlay []desired.Underlay
+	// Paths is what was measured about the ways to other hosts; nil means unchanged.
+	Paths map[desired.PathKey]desired.PathFact
 }
 
 // LocalChange is a workload endpoint of this host that the agent itself has
@@ -66,7 +68,9 @@ type State struct {
 	Policy     *policy.State // what is enforced on the endpoints; never changed after it was made
 	Verdicts   policy.Labels // of the rules in NFT that deny or count; never changed after it was made
 	Use        TunnelUse
-	MTU        int // of new workloads in bytes; 0 while the underlay's is not known
+	Paths      []desired.Path // to other hosts, worth measuring
+	MTUPattern string         // which interfaces count for the underlay's MTU; empty: the usual ones
+	MTU        int            // of new workloads in bytes; 0 while the underlay's is not known
 	BGP        bgp.Config
 	Secrets    map[netip.Addr]Secret // passwords of BGP.Peers, to be filled in
 	Reflection Reflection
@@ -95,6 +99,7 @@ type Core struct {
 	corrupt    map[datastore.Key]string
 	links      []autodetect.Interface
 	mtu        int
+	facts      map[desired.PathKey]desired.PathFact
 	learnt     map[netip.Prefix]bgp.Path
 	underlay   []desired.Underlay
 	policies   *policies
@@ -164,6 +169,9 @@ func (c *Core) Apply(b Batch) State {
 	if b.Underlay != nil {
 		c.underlay = b.Underlay
 	}
+	if b.Paths != nil {
+		c.facts = b.Paths
+	}
 	if b.Learnt != nil {
 		c.learnt = b.Learnt
 	}
@@ -188,6 +196,8 @@ func (c *Core) compute() State {
 		NFT:        c.nft(t, p),
 		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(p), p),
 		Use:        t.use,
+		Paths:      c.paths(t),
+		MTUPattern: c.mtuPattern(),
 		MTU:        t.podMTU,
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
 		Locked:     c.locked(),

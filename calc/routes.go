@@ -40,6 +40,7 @@ func (c *Core) routes(eps desired.Endpoints, blocks []netip.Prefix, t tunnelStat
 	} {
 		class(out)
 	}
+	c.narrow(out)
 	return out
 }
 

@@ -138,7 +138,7 @@ func (c *Core) tunnels(p *problems) tunnelState {
 		peers: map[string]map[string]peer{}, hosts: map[string]map[netip.Addr]peer{},
 	}
 	t.use = c.tunnelUse()
-	t.podMTU = c.mtu
+	t.podMTU = c.pathMTU()
 	for _, d := range devices() {
 		use := d.use(&t.use)
 		if !use.Used && !use.Addr.IsValid() {
@@ -198,7 +198,7 @@ func (c *Core) tunnelDevice(d device, p *problems) (desired.Tunnel, bool) {
 		p.add("%s: no interface of this host has its Node's address %s; no device is made", d.name, local.Addr())
 		return desired.Tunnel{}, false
 	}
-	made := desired.Tunnel{Encap: d.encap, Local: local.Addr(), MTU: c.tunnelMTU(d)}
+	made := desired.Tunnel{Encap: d.encap, Local: local.Addr(), MTU: c.tunnelMTU(d), NoOffload: c.noOffload(d.name)}
 	if d.encap == desired.EncapIPIP {
 		made.Uplinks = c.uplinks(under)
 		return made, true
@@ -239,7 +239,7 @@ func (c *Core) tunnelMTU(d device) int {
 	if c.mtu == 0 {
 		return c.felixInt(d.mtu, 0)
 	}
-	return c.felixInt(d.mtu, desired.WorkloadMTU(c.mtu, d.overhead))
+	return c.felixInt(d.mtu, desired.WorkloadMTU(c.pathMTU(), d.overhead))
 }
 
 // behind adds every other host: for VXLAN those that have an address on their
@@ -332,6 +332,10 @@ func (c *Core) felixInt(get func(*api.FelixConfigurationSpec) *int, def int) int
 		}
 	}
 	return def
+}
+
+func (c *Core) mtuPattern() string {
+	return c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.MTUIfacePattern }, "")
 }
 
 func familyName(v4 bool) string {

@@ -121,6 +121,9 @@ func (a *app) printStatus(s *agentapi.Status) error {
 	}
 	fmt.Fprintln(a.Stdout)
 	a.printTunnels(s.Tunnels)
+	if s.Paths != nil && len(s.Paths.Paths) > 0 && !a.compatible() {
+		fmt.Fprintln(a.Stdout, s.Paths.Line())
+	}
 	return nil
 }
 

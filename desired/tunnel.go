@@ -35,17 +35,18 @@ func (e Encap) String() string {
 // Tunnel is a tunnel device that learns nothing: who is behind it follows from the neighbours and the forwarding table
 // of a VXLAN device, and from the gateways of the routes by an IPIP device.
 type Tunnel struct {
-	Encap    Encap
-	VNI      int        // of VXLAN: 1 to 16777215
-	Port     int        // of VXLAN: UDP, of both ends
-	Underlay string     // of VXLAN: interface that carries the packets
-	Uplinks  string     // of IPIP: interfaces that packets come in by, in order, separated by commas
-	Hosts    NetSet     // of IPIP: the other ends, which alone packets are taken from
-	Local    netip.Addr // source of the packets, an address of this host; its family is that of the underlay
-	MAC      string     // of a VXLAN device, as net.HardwareAddr prints it
-	Addrs    AddrSet    // the device's addresses, each alone in its subnet; none before IPAM has assigned one
-	MTU      int        // bytes of the packets inside; 0 leaves what the kernel chose
-	Broken   string     // never wanted: how a device that is there differs in something that is not a field here
+	Encap     Encap
+	VNI       int        // of VXLAN: 1 to 16777215
+	Port      int        // of VXLAN: UDP, of both ends
+	Underlay  string     // of VXLAN: interface that carries the packets
+	Uplinks   string     // of IPIP: interfaces that packets come in by, in order, separated by commas
+	Hosts     NetSet     // of IPIP: the other ends, which alone packets are taken from
+	Local     netip.Addr // source of the packets, an address of this host; its family is that of the underlay
+	MAC       string     // of a VXLAN device, as net.HardwareAddr prints it
+	Addrs     AddrSet    // the device's addresses, each alone in its subnet; none before IPAM has assigned one
+	MTU       int        // bytes of the packets inside; 0 leaves what the kernel chose
+	NoOffload bool       // the kernel computes checksums itself, because the card breaks them; false leaves it as it is
+	Broken    string     // never wanted: how a device that is there differs in something that is not a field here
 }
 
 // Tunnels is every tunnel device that this host should have, by name.
@@ -57,10 +58,14 @@ func (ts Tunnels) String() string {
 	for _, name := range slices.Sorted(maps.Keys(ts)) {
 		t := ts[name]
 		if t.Encap == EncapIPIP {
-			fmt.Fprintf(&b, "%s ipip local %s uplinks %s hosts %s addr %s mtu %d\n", name, t.Local, t.Uplinks, t.Hosts, t.Addrs, t.MTU)
-			continue
+			fmt.Fprintf(&b, "%s ipip local %s uplinks %s hosts %s addr %s mtu %d", name, t.Local, t.Uplinks, t.Hosts, t.Addrs, t.MTU)
+		} else {
+			fmt.Fprintf(&b, "%s vni %d port %d local %s dev %s mac %s addr %s mtu %d", name, t.VNI, t.Port, t.Local, t.Underlay, t.MAC, t.Addrs, t.MTU)
 		}
-		fmt.Fprintf(&b, "%s vni %d port %d local %s dev %s mac %s addr %s mtu %d\n", name, t.VNI, t.Port, t.Local, t.Underlay, t.MAC, t.Addrs, t.MTU)
+		if t.NoOffload {
+			b.WriteString(" tx-checksum off")
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

@@ -81,6 +81,9 @@ func (c *Cluster) View(node string, real []Link, dst netip.Addr) (*View, error) 
 		link := Link{
 			Name: name, Type: "vxlan", Up: true, Carrier: true, MTU: t.MTU, MAC: t.MAC, VNI: t.VNI, Port: t.Port, Local: t.Local,
 		}
+		if t.Encap == desired.EncapIPIP {
+			link.Type = "ipip"
+		}
 		for _, a := range t.Addrs.Addrs() {
 			link.Addrs = append(link.Addrs, netip.PrefixFrom(a, a.BitLen()))
 		}

@@ -26,7 +26,7 @@ import (
 type flags struct {
 	name, ip, ip6, method, method6, as, backend string
 	logLevel, logFormat                         string
-	health, metrics                             string
+	health, metrics, paths                      string
 	stateDir, runDir                            string
 	etcdListen, etcdPeers, join                 []string
 	noPools                                     bool
@@ -74,6 +74,7 @@ MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
 	p.StringVar(&f.runDir, "run-dir", "", "directory of the sockets (default /run/maneki)")
 	p.StringVar(&f.health, "health-addr", "", `address of /liveness and /readiness (default 127.0.0.1:9099; "-" for none)`)
 	p.StringVar(&f.metrics, "metrics-addr", "", `address of /metrics (default 127.0.0.1:9091; "-" for none)`)
+	p.StringVar(&f.paths, "path-probe-port", "", `UDP port by which the paths to other hosts are measured (default 9097; "-" measures nothing)`)
 	p.StringVar(&f.docker, "docker", "", "serve Docker's network and IPAM drivers: auto (where Docker's directories are), on or off")
 	p.StringVar(&f.dockerScope, "docker-scope", "", "scope of Docker networks: auto (global where dockerd has a cluster store), local or global")
 	p.StringVar(&f.logFormat, "log-format", "text", "text or json")
@@ -153,6 +154,7 @@ func (f *flags) options(c *cobra.Command, version string) (agent.Options, []stri
 		{&o.RunDir, f.runDir},
 		{&o.HealthAddr, f.health},
 		{&o.MetricsAddr, f.metrics},
+		{&o.PathPort, f.paths},
 		{&o.Docker, f.docker},
 		{&o.DockerScope, f.dockerScope},
 	} {

@@ -32,13 +32,14 @@ type Applier struct {
 	handle *netlink.Handle
 	names  []string
 	ipip   ipipDevice
+	plain  map[string]bool // devices that Put was told to keep without checksum offload
 }
 
 var _ reconcile.Applier[string, desired.Tunnel] = (*Applier)(nil)
 
 // New works through a handle, which the caller closes, on devices of these names.
 func New(handle *netlink.Handle, names ...string) *Applier {
-	return &Applier{handle: handle, names: names, ipip: ipipDevice{options: ipip.Options{Handle: handle}}}
+	return &Applier{handle: handle, names: names, ipip: ipipDevice{options: ipip.Options{Handle: handle}}, plain: map[string]bool{}}
 }
 
 // Close gives up what the process holds; the devices stay as they are.
@@ -124,8 +125,12 @@ func (a *Applier) value(v *netlink.Vxlan) (desired.Tunnel, error) {
 	return t, a.addresses(v, &t)
 }
 
-// addresses fills in those of a device.
+// addresses fills in those of a device, and its offload.
 func (a *Applier) addresses(link netlink.Link, t *desired.Tunnel) error {
+	if name := link.Attrs().Name; a.plain[name] { // otherwise it does not matter, and is not turned on behind somebody's back
+		on, err := TxChecksum(name)
+		t.NoOffload = err == nil && !on
+	}
 	addrs, err := a.addrs(link)
 	if err != nil {
 		return err
@@ -242,6 +247,12 @@ func (a *Applier) bringUp(link netlink.Link, t desired.Tunnel) error {
 	if t.MTU > 0 && at.MTU != t.MTU {
 		if err := a.handle.LinkSetMTU(link, t.MTU); err != nil {
 			return fmt.Errorf("set MTU %d of %s: %w", t.MTU, at.Name, err)
+		}
+	}
+	a.plain[at.Name] = t.NoOffload
+	if t.NoOffload {
+		if err := stopTxChecksum(at.Name); err != nil {
+			return err
 		}
 	}
 	if err := a.setAddrs(link, t.Addrs.Addrs()); err != nil {

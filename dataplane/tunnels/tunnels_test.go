@@ -127,3 +127,39 @@ func TestBadWishes(t *testing.T) {
 		}
 	}
 }
+
+// TestChecksumOffload: it is turned off when that is wanted and kept off, and
+// what somebody else turned off is not turned on.
+func TestChecksumOffload(t *testing.T) {
+	ctx := context.Background()
+	ns := host(t)
+	a := tunnels.New(ns.Handle(), desired.VXLANDevice)
+	name, want := desired.VXLANDevice, wanted()[desired.VXLANDevice]
+	check := func(offload bool, step string) {
+		t.Helper()
+		ns.Do(func() {
+			if err := a.Put(ctx, name, want); err != nil {
+				t.Fatal(err)
+			}
+			have, err := a.Dump(ctx)
+			if err != nil || have[name] != want {
+				t.Errorf("%s: have %+v, want %+v, %v", step, have[name], want, err)
+			}
+			if on, err := tunnels.TxChecksum(name); err != nil || on != offload {
+				t.Errorf("%s: offload %t, %v", step, on, err)
+			}
+		})
+	}
+	check(true, "new device")
+	want.NoOffload = true
+	check(false, "turned off")
+	ns.Command("ethtool", "-K", name, "tx-checksum-ip-generic", "on")
+	ns.Do(func() {
+		if have, err := a.Dump(ctx); err != nil || have[name] == want {
+			t.Errorf("offload turned on is not seen: %+v, %v", have[name], err)
+		}
+	})
+	check(false, "turned off again")
+	want.NoOffload = false
+	check(false, "no matter any more")
+}

@@ -35,6 +35,7 @@ func rows() []string {
 		"reconcile",
 		"dataplane",
 		"bgp",
+		"pathmtu",
 		"calc",
 		"explain",
 		"endpoint",
