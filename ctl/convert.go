@@ -51,7 +51,8 @@ are printed as they are. The other verbs take such manifests too.`,
 // fromKubernetes turns a manifest of Kubernetes into the resources it stands
 // for.
 func (in *inputFlags) fromKubernetes(text []byte, where string) ([]item, error) {
-	objects, err := convert.Manifest(text)
+	// Where maneki applies a manifest nobody else does: it is about the containers of this network, whoever runs them.
+	objects, err := convert.Options{AnyOrchestrator: true}.Manifest(text)
 	if err != nil {
 		return nil, err
 	}
