@@ -125,7 +125,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	a.speaker = bgp.New(log.With("part", "bgp"), bgp.Options{RestartedRecently: restarted})
 	a.ipam = ipam.New(a.store, ipam.Options{Log: log.With("part", "ipam"), InUse: a.tables.inUse, Subnets: a.tables.connected})
-	options := calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix}
+	options := calc.Options{Node: a.opts.Node, InterfacePrefix: a.opts.InterfacePrefix, Felix: a.opts.Felix}
 	if a.docker != nil {
 		options.LocalAddr = resolver.DefaultAddr().Addr()
 	}

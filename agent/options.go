@@ -70,7 +70,8 @@ type Options struct {
 	Pool4, Pool6        PoolOptions
 	BGP                 bool // false: networking backend "none"
 	InterfacePrefix     string
-	HealthAddr          string // host:port; "-" serves none
+	Felix               *api.FelixConfigurationSpec // settings that come before every FelixConfiguration; nil: none
+	HealthAddr          string                      // host:port; "-" serves none
 	MetricsAddr         string
 	AutodetectInterval  time.Duration // 0 means 60 s
 	SkipEndpointRecover bool          // tests only
@@ -108,6 +109,7 @@ func FromEnv(environ func(string) string) (Options, error) {
 		BGP:                e.or("CALICO_NETWORKING_BACKEND", "bird") == "bird",
 		InterfacePrefix:    strings.SplitN(e.or("FELIX_INTERFACEPREFIX", "cali"), ",", 2)[0],
 		AutodetectInterval: e.duration("AUTODETECT_POLL_INTERVAL"),
+		Felix:              e.felix(),
 		EtcdListen:         e.list("MANEKI_ETCD_LISTEN"),
 		EtcdPeers:          e.list("MANEKI_ETCD_PEER"),
 		Join:               e.list("MANEKI_JOIN"),

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/manekinet/maneki/api"
 )
 
 func TestFromEnv(t *testing.T) {
@@ -25,6 +28,34 @@ func TestFromEnv(t *testing.T) {
 	want6 := PoolOptions{IPIP: "Never", VXLAN: "Never", NATOutgoing: true, NodeSelector: "all()"}
 	if o.Pool4 != want4 || o.Pool6 != want6 {
 		t.Errorf("pools %+v %+v", o.Pool4, o.Pool6)
+	}
+}
+
+func TestFelixFromEnv(t *testing.T) {
+	read := func(environ map[string]string) (*api.FelixConfigurationSpec, error) {
+		o, err := FromEnv(func(n string) string { return environ[n] })
+		return o.Felix, err
+	}
+	if s, err := read(nil); s != nil || err != nil {
+		t.Errorf("without variables: %+v, %v", s, err)
+	}
+	s, err := read(map[string]string{
+		"FELIX_DEFAULTENDPOINTTOHOSTACTION": "ACCEPT", "FELIX_FAILSAFEINBOUNDHOSTPORTS": "none",
+		"FELIX_FAILSAFEOUTBOUNDHOSTPORTS": "22,UDP:53,tcp:10.0.0.0/8:80,tcp:[fd00::/8]:443",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []api.ProtoPort{{Protocol: "tcp", Port: 22}, {Protocol: "udp", Port: 53}, {Protocol: "tcp", Port: 80, Net: "10.0.0.0/8"}, {Protocol: "tcp", Port: 443, Net: "fd00::/8"}}
+	if *s.DefaultEndpointToHostAction != "Accept" || s.FailsafeInboundHostPorts == nil || len(s.FailsafeInboundHostPorts) != 0 || !slices.Equal(s.FailsafeOutboundHostPorts, want) {
+		t.Errorf("%+v", s)
+	}
+	for name, value := range map[string]string{
+		"FELIX_DEFAULTENDPOINTTOHOSTACTION": "Maybe", "FELIX_FAILSAFEINBOUNDHOSTPORTS": "tcp:22,tcp:ssh", "FELIX_FAILSAFEOUTBOUNDHOSTPORTS": "icmp:1",
+	} {
+		if _, err := read(map[string]string{name: value}); err == nil || !strings.Contains(err.Error(), name+` is "`+value+`"`) {
+			t.Errorf("%s=%s: %v", name, value, err)
+		}
 	}
 }
 

@@ -24,8 +24,9 @@ import (
 
 // Options fix what does not change while an agent runs.
 type Options struct {
-	Node            string // this host's Node name
-	InterfacePrefix string // of workload interfaces; "cali" unless configured
+	Node            string                      // this host's Node name
+	InterfacePrefix string                      // of workload interfaces; "cali" unless configured
+	Felix           *api.FelixConfigurationSpec // what the agent was started with, before every FelixConfiguration
 	// LocalAddr is an address that this host has for its workloads, without an interface that has it; invalid: none.
 	LocalAddr netip.Addr
 	// Remote: the calculation is about another host, whose interfaces are not known. It serves explanations, never a

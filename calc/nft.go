@@ -256,28 +256,3 @@ func (c *Core) externalNodes(v4 bool, p *problems) []netip.Prefix {
 func (c *Core) vxlanPort() uint16 {
 	return uint16(c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANPort }, vxlanPort))
 }
-
-// felixBool is a switch of this node's FelixConfiguration, else of the default
-// one, else off.
-func (c *Core) felixBool(get func(*api.FelixConfigurationSpec) *bool) bool {
-	for _, name := range []string{"node." + c.opts.Node, "default"} {
-		if f := c.felix[name]; f != nil {
-			if v := get(&f.Spec); v != nil {
-				return *v
-			}
-		}
-	}
-	return false
-}
-
-// felixText is felixBool for words.
-func (c *Core) felixText(get func(*api.FelixConfigurationSpec) *string, def string) string {
-	for _, name := range []string{"node." + c.opts.Node, "default"} {
-		if f := c.felix[name]; f != nil {
-			if v := get(&f.Spec); v != nil && *v != "" {
-				return *v
-			}
-		}
-	}
-	return def
-}

@@ -56,19 +56,6 @@ func (c *Core) policyOptions(p *problems) policy.Options {
 	return o
 }
 
-// felixPorts is felixText for lists of ports: nil if no FelixConfiguration has
-// one. An empty list is one: no port is safe from policy then.
-func (c *Core) felixPorts(get func(*api.FelixConfigurationSpec) []api.ProtoPort) []api.ProtoPort {
-	for _, name := range []string{"node." + c.opts.Node, "default"} {
-		if f := c.felix[name]; f != nil {
-			if v := get(&f.Spec); v != nil {
-				return v
-			}
-		}
-	}
-	return nil
-}
-
 // failsafes are the ports that Calico keeps open: those given and, of both
 // directions, BGP, etcd, Typha, Kubernetes' API and etcd's ports of old
 // (spec/calico.md §5.5).

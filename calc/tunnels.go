@@ -321,19 +321,6 @@ func tunnelMAC(n *api.Node, d device) string {
 	return net.HardwareAddr(append([]byte{0x66}, sum[:5]...)).String()
 }
 
-// felixInt is a number of this node's FelixConfiguration, else of the default
-// one, else def. Zero means automatic.
-func (c *Core) felixInt(get func(*api.FelixConfigurationSpec) *int, def int) int {
-	for _, name := range []string{"node." + c.opts.Node, "default"} {
-		if f := c.felix[name]; f != nil {
-			if v := get(&f.Spec); v != nil && *v != 0 {
-				return *v
-			}
-		}
-	}
-	return def
-}
-
 func (c *Core) mtuPattern() string {
 	return c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.MTUIfacePattern }, "")
 }
