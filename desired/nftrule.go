@@ -148,6 +148,7 @@ const (
 	MatchPort                            // Field of a port, From to To
 	MatchUDPPort                         // it is UDP to port From
 	MatchICMP                            // Num is the type; From the code, or -1
+	MatchICMPRange                       // the type is Num to To
 	MatchState                           // States
 	MatchSet                             // Key is in the set Name
 	MatchMark                            // one of the bits Num of the mark is set
@@ -269,6 +270,8 @@ func (m Match) String() string {
 			return fmt.Sprintf("@th,0,8 %s%d", op, m.Num)
 		}
 		return fmt.Sprintf("@th,0,16 %s%d", op, m.Num<<8|uint32(m.From))
+	case MatchICMPRange:
+		return fmt.Sprintf("@th,0,8 %s%d-%d", op, m.Num, m.To)
 	case MatchState:
 		if m.Not {
 			return "ct state ! " + m.States.String()

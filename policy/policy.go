@@ -216,6 +216,8 @@ type Options struct {
 	LogPrefix         string // of lines that Log rules write to the kernel's log
 	InterfacePrefix   string // of workload interfaces
 	TerminateFlows    bool   // established connections that a new policy forbids are cut (maneki.net/flow-termination)
+	VXLANPort         uint16 // of tunnels between hosts, whose packets pass host endpoints; 0: there are none
+	IPIP              bool   // the same for IP in IP
 	LogLimitPerSecond int    // of Log rules and of reports of denied packets; 0 is the default
 }
 

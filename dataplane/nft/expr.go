@@ -98,6 +98,13 @@ func (c *compiler) match(m desired.Match) error {
 		c.compare(m.Not, port(m.From))
 	case desired.MatchICMP:
 		c.icmp(m)
+	case desired.MatchICMPRange:
+		op := expr.CmpOpEq
+		if m.Not {
+			op = expr.CmpOpNeq
+		}
+		c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Len: 1},
+			&expr.Range{Op: op, Register: reg, FromData: []byte{byte(m.Num)}, ToData: []byte{byte(m.To)}})
 	case desired.MatchState:
 		c.add(&expr.Ct{Key: expr.CtKeySTATE, Register: reg})
 		c.anyBit(uint32(m.States), m.Not)

@@ -1,0 +1,59 @@
+package render
+
+import (
+	"fmt"
+
+	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/policy"
+)
+
+// Reports of denied packets are limited for each label: enough to see what goes
+// on, few enough to stay cheap under a flood.
+const (
+	reportsPerSecond = 10
+	reportBurst      = 20
+)
+
+// text identifies a label; equal ones share a chain.
+func (l Label) text() string {
+	v := l.Verdict
+	return fmt.Sprintf("%s %s %d %q %s %d %d %v", v.Endpoint, v.Direction, l.Place, v.Tier, v.Policy, v.Rule, v.Reason, l.Rules)
+}
+
+// deny makes the chain that denies for a reason, and names it. In the places
+// before routing a packet is dropped whatever the options say: there an answer
+// could not be sent yet.
+func (r *Renderer) deny(l Label) (chain, string) {
+	name := "deny-" + hash(l.text())
+	var rules []desired.Rule
+	if r.opts.ReportGroup != 0 {
+		rules = append(rules, desired.Rule{
+			Limit: desired.Limit{PerSecond: reportsPerSecond, Burst: reportBurst},
+			Log:   desired.Log{Group: r.opts.ReportGroup, Prefix: labelOf(name)},
+		})
+	}
+	early := l.Place == policy.PlaceUntracked || l.Place == policy.PlacePreDNAT
+	if r.settings.reject && !early {
+		rules = append(rules, desired.Rule{Match: []desired.Match{desired.Proto(policy.ProtoTCP)}, Counter: true, Do: desired.Reset},
+			desired.Rule{Counter: true, Do: desired.Reject})
+	} else {
+		rules = append(rules, desired.Rule{Counter: true, Do: desired.Drop})
+	}
+	return newChain(name, rules), labelOf(name)
+}
+
+// labelOf is the prefix of reports from a deny chain.
+func labelOf(chain string) string { return "maneki:" + chain[len("deny-"):] }
+
+func newChain(name string, rules []desired.Rule) chain {
+	return chain{name: name, rules: rules, id: desired.NewRulesID(rules)}
+}
+
+// denyRule adds the chain of a reason to the result and returns the rule that
+// goes there.
+func (b *builder) denyRule(l Label, match ...desired.Match) desired.Rule {
+	c, label := b.r.deny(l)
+	b.out.NFT.AddRules(c.name, desired.Hook{}, c.id, c.rules)
+	b.out.Labels[label] = l
+	return desired.Rule{Match: match, Do: desired.Goto, Chain: c.name}
+}
