@@ -188,7 +188,9 @@ func (b *builder) endpoint(ep *policy.Endpoint, place policy.Place, d policy.Dir
 	}
 	var rules []desired.Rule
 	if ep.Host {
-		if place == policy.PlaceNormal || place == policy.PlaceForward && d == policy.Ingress {
+		// What an earlier place has accepted, the later ones do not ask about; only those where the packet leaves the host
+		// again have a say of their own.
+		if place == policy.PlaceNormal || place == policy.PlacePreDNAT || place == policy.PlaceForward && d == policy.Ingress {
 			rules = append(rules, desired.Rule{Match: []desired.Match{desired.Marked(acceptedMark)}, Do: desired.Accept})
 		}
 		rules = append(rules, b.tunnels(place)...)
