@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -299,4 +300,33 @@ func (h *host) daemons(conf string, daemons ...string) *frrouting {
 func (f *frrouting) show(daemon, cmd string) string {
 	out, _ := f.h.command(f.vtysh, "--vty_socket", f.h.dir, "-d", daemon, "-c", cmd).CombinedOutput()
 	return string(out)
+}
+
+// TestBFDFlood: strangers, and a neighbour's address with a wrong TTL, send what they can; the session stays up.
+func TestBFDFlood(t *testing.T) {
+	fast := BFD{Interval: 50 * time.Millisecond, Multiplier: 3}
+	a := start(t, "10.1.33.1", Options{}, withBFD(mesh("10.1.33.2"), fast))
+	b := start(t, "10.1.33.2", Options{}, withBFD(mesh("10.1.33.1"), fast))
+	eventually(t, "BFD up", func() bool { return bfdUp(a, "10.1.33.2")() && bfdUp(b, "10.1.33.1")() }, a, b)
+	since := a.peer("10.1.33.2").BFD.Since
+	down := bfd.Packet{State: bfd.Down, Multiplier: 3, Mine: 99, DesiredMinTx: time.Second, RequiredMinRx: time.Second}.Encode()
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() {
+			from := netip.MustParseAddrPort([]string{"10.1.33.9:0", "10.1.33.2:0"}[i])
+			c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(from), &net.UDPAddr{IP: net.IPv4(10, 1, 33, 1), Port: 3784})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			for end := time.Now().Add(time.Second); time.Now().Before(end); { // with the usual TTL of 64
+				_, _ = c.Write(down)
+			}
+		})
+	}
+	wg.Wait()
+	if st := a.peer("10.1.33.2").BFD; st.State != "Up" || !st.Since.Equal(since) {
+		t.Errorf("BFD is %s since %s: %s", st.State, st.Since, st.Reason)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -378,4 +379,40 @@ func conversation(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return bytes.Join(append(msgs, message.EndOfRIB(message.IPv4), message.Keepalive()), nil)
+}
+
+// TestConnectionFlood: thousands of connections from addresses that are no peers, many at a time, some kept open and
+// silent. A session stays up, and a new peer gets one at once.
+func TestConnectionFlood(t *testing.T) {
+	a := start(t, "10.1.13.1", Options{}, mesh("10.1.13.2"), mesh("10.1.13.3"))
+	good := swarm(t, "10.1.13.1", 64512, "10.1.13.3", "192.168.1.0/24")
+	eventually(t, "good session", func() bool { return good.Established() == 1 && a.has("192.168.1.0/24") }, a)
+	since := a.peer("10.1.13.3").Since
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var dialled atomic.Int32
+	for w := range 16 {
+		wg.Go(func() {
+			var d net.Dialer
+			for i := 0; ctx.Err() == nil; i++ {
+				d.LocalAddr = &net.TCPAddr{IP: net.IPv4(10, 1, 14, byte(w*15+i%15+1))}
+				if c, err := d.DialContext(ctx, "tcp", "10.1.13.1:179"); err == nil {
+					dialled.Add(1)
+					_, _ = c.Write([]byte("GET / HTTP/1.0"))
+					c.Close()
+				}
+			}
+		})
+	}
+	eventually(t, "the flood", func() bool { return dialled.Load() > 1000 }, a)
+	began := time.Now()
+	late := swarm(t, "10.1.13.1", 64512, "10.1.13.2", "192.168.2.0/24")
+	eventually(t, "a new peer in the flood", func() bool { return late.Established() == 1 && a.has("192.168.2.0/24") }, a)
+	took := time.Since(began)
+	cancel()
+	wg.Wait()
+	t.Logf("%d connections; a new peer had its session after %s", dialled.Load(), took.Round(time.Millisecond))
+	if took > 5*time.Second || !a.peer("10.1.13.3").Since.Equal(since) {
+		t.Errorf("new peer after %s; the good session is up since %s, was since %s", took, a.peer("10.1.13.3").Since, since)
+	}
 }

@@ -124,6 +124,26 @@ func TestAllowedLocalAS(t *testing.T) {
 	eventually(t, "the kept next hop", func() bool { return c.Best()[netip.MustParsePrefix("192.168.1.0/24")].NextHop == a.addr }, a, b, c)
 }
 
+// TestNextHopSelf: an internal peer is sent this speaker as the next hop of what it reflects, and again what it was.
+func TestNextHopSelf(t *testing.T) {
+	client := func(addr string, hop NextHop) Peer {
+		p := mesh(addr)
+		p.Client, p.NextHop = true, hop
+		return p
+	}
+	r := start(t, "10.0.43.1", Options{}, client("10.0.43.2", NextHopAuto), client("10.0.43.3", NextHopSelf))
+	a := start(t, "10.0.43.2", Options{}, mesh("10.0.43.1"))
+	b := start(t, "10.0.43.3", Options{}, mesh("10.0.43.1"))
+	a.announce("192.168.1.0/24")
+	hop := func() netip.Addr { return b.Best()[netip.MustParsePrefix("192.168.1.0/24")].NextHop }
+	eventually(t, "the reflector as next hop", func() bool { return hop() == r.addr }, r, a, b)
+	p := client("10.0.43.3", NextHopAuto)
+	p.Local = r.addr
+	r.cfg.Peers[b.addr] = p
+	r.set()
+	eventually(t, "the original next hop", func() bool { return hop() == a.addr }, r, a, b)
+}
+
 // frrReflector makes FRR a reflector for one host, or a client of one.
 const frrReflector = `
 hostname frr

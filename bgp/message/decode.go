@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
 )
@@ -190,6 +191,9 @@ func segmentBytes(segments []wire.AsPathParamInterface) (string, error) {
 		asns := s.GetAS()
 		if total += len(asns); total > maxASPath {
 			return "", fmt.Errorf("AS_PATH of more than %d AS numbers", maxASPath)
+		}
+		if slices.Contains(asns, 0) {
+			return "", fmt.Errorf("AS 0 in the path") // RFC 7607 §2
 		}
 		one, err := wire.NewAs4PathParam(s.GetType(), asns).Serialize()
 		if err != nil {

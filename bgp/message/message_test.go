@@ -146,6 +146,8 @@ const (
 func TestRFC7606(t *testing.T) {
 	internal := Session{Internal: true, FourOctetAS: true, Families: 3}
 	external := Session{FourOctetAS: true, Families: 3}
+	extended := Session{FourOctetAS: true, Families: 3, ExtendedNextHop: true, Zone: "eth1"}
+	old := Session{Families: 3}
 	const (
 		ok       = "ok"
 		withdraw = "withdraw"
@@ -199,6 +201,22 @@ func TestRFC7606(t *testing.T) {
 		{"MP_REACH next hop overruns", origin + path + hop + "800e05 000201 10 00", internal, reset},
 		{"MP_REACH prefix /200", origin + path + hop + "800e17 000201 10 00000000000000000000000000000001 00 c8 00", internal, reset},
 		{"MP_UNREACH prefix cut off", origin + path + hop + "800f04 000201 40", internal, reset},
+		{"AS 0", origin + "400206 0201 00000000" + hop, internal, withdraw},
+		{"AS 0 in a set", origin + "40020c 0201 00000001 0101 00000000" + hop, external, withdraw},
+		{"AS 0 in AS4_PATH", origin + "400204 0201 5ba0" + "c01106 0201 00000000" + hop, old, ok},
+		{"AS4_PATH from a new speaker", origin + path + "c01106 0201 00000001" + hop, internal, ok},
+		{"two octets of an AS from a new speaker", origin + "400204 0201 fde8" + hop, external, withdraw},
+		{"aggregator of 6 from a new speaker", origin + path + hop + "c00706 000100000001", internal, ok},
+		{"aggregator with flags of a well-known", origin + path + hop + "400708 0000000100000001", internal, ok},
+		{"med with flags of a transitive", origin + path + hop + "c00404 00000001", internal, withdraw},
+		{"communities with flags of a non-transitive", origin + path + hop + "800804 00010001", internal, withdraw},
+		{"originator of 0", origin + path + hop + "800900", internal, withdraw},
+		{"cluster list of 0", origin + path + hop + "800a00", internal, withdraw},
+		{"large communities of 0", origin + path + hop + "c02000", internal, withdraw},
+		{"extended length of a short attribute", "500100 01 00" + path + hop, internal, ok},
+		{"MP_REACH of IPv4 with an IPv6 next hop, not agreed", "800e16 000101 10 fe800000000000000000000000000001 00 00", internal, reset},
+		{"MP_REACH of IPv4 with a next hop of 24", origin + path + hop + "800e1d 000101 18 000000000000000000000000000000000000000000000000 00", extended, reset},
+		{"MP_REACH of IPv4 with a next hop of 0", origin + path + hop + "800e05 000101 00 00", extended, reset},
 		{"MP_REACH of a foreign family", origin + path + hop + "800e05 0019460000", internal, ok},
 	} {
 		attrs := unhex(t, c.attrs)
@@ -397,11 +415,26 @@ func FuzzReceive(f *testing.F) {
 		f.Fatal(err)
 	}
 	stream := bytes.Join(append(reach, open, Keepalive(), EndOfRIB(IPv6), unhex(f, strings.Repeat("ff", 16)+"00170500010001"), (&Error{Code: 6, Subcode: 2}).Notification()), nil)
-	for bits := range uint8(8) {
+	if reach, err = AppendReach(nil, IPv4, a, true, []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}); err != nil {
+		f.Fatal(err)
+	}
+	long := Open{
+		ASN: 1, ID: netip.MustParseAddr("1.1.1.1"), Families: 3, ExtendedNextHop: true,
+		Restart: Restart{Supported: true, Families: 3}, LongLived: LongLived{Families: 3, Time: time.Hour},
+	}
+	second, err := long.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	stream = append(append(stream, reach[0]...), second...)
+	for bits := range uint8(32) {
 		f.Add(bits, stream)
 	}
 	f.Fuzz(func(t *testing.T, bits uint8, in []byte) {
-		s := Session{Internal: bits&1 != 0, FourOctetAS: bits&2 != 0, Families: Families(bits >> 2 & 3)}
+		s := Session{Internal: bits&1 != 0, FourOctetAS: bits&2 != 0, Families: Families(bits >> 2 & 3), ExtendedNextHop: bits&16 != 0}
+		if s.ExtendedNextHop {
+			s.Zone = "eth1"
+		}
 		r := NewReader(bytes.NewReader(in))
 		for range 1000 {
 			typ, body, err := r.Next()
@@ -453,10 +486,56 @@ func receive(t *testing.T, typ Type, body []byte, s Session) {
 			if err != nil {
 				continue // next hop of the other family, or no room: a policy matter
 			}
-			again, err := DecodeUpdate(msgs[0][HeaderLen:], Session{Internal: true, FourOctetAS: true, Families: 3})
+			again, err := DecodeUpdate(msgs[0][HeaderLen:], Session{Internal: true, FourOctetAS: true, Families: 3, ExtendedNextHop: s.ExtendedNextHop, Zone: s.Zone})
 			if err != nil || again.Malformed != "" || again.Reach[0].Attrs.PathString() != r.Attrs.PathString() {
 				t.Fatalf("passed on: %+v, %v", again, err)
 			}
 		}
+	}
+}
+
+// TestNextHopOfIPv6 is which of its two addresses is used (RFC 2545, RFC 8950).
+func TestNextHopOfIPv6(t *testing.T) {
+	const global, local, none = "20010db8000000000000000000000001", "fe800000000000000000000000000001", "00000000000000000000000000000000"
+	for _, c := range []struct{ name, hop, zone, want string }{
+		{"global", "10" + global, "", "2001:db8::1"},
+		{"both", "20" + global + local, "", "2001:db8::1"},
+		{"link-local alone", "10" + local, "", "fe80::1"},
+		{"global on an interface", "10" + global, "eth1", "2001:db8::1"},
+		{"both on an interface", "20" + global + local, "eth1", "fe80::1%eth1"},
+		{"link-local alone on an interface", "10" + local, "eth1", "fe80::1%eth1"},
+		{"nothing and link-local", "20" + none + local, "eth1", "fe80::1%eth1"},
+		{"link-local twice", "20" + local + local, "eth1", "fe80::1%eth1"},
+		{"link-local and nothing", "20" + local + none, "eth1", "fe80::1%eth1"},
+	} {
+		for _, afi := range []string{"0001", "0002"} {
+			value := unhex(t, afi+"01"+c.hop+"00 08 0a")
+			attrs := append(unhex(t, origin+path), append([]byte{0x80, 14, byte(len(value))}, value...)...)
+			u, err := DecodeUpdate(append([]byte{0, 0, 0, byte(len(attrs))}, attrs...), Session{FourOctetAS: true, Families: 3, ExtendedNextHop: true, Zone: c.zone})
+			if err != nil || len(u.Reach) != 1 || u.Reach[0].Attrs.NextHop.String() != c.want {
+				t.Errorf("%s, AFI %s: %+v, %v; want %s", c.name, afi, u, err, c.want)
+			}
+		}
+	}
+}
+
+func TestOpenOfLongLivedAndExtended(t *testing.T) {
+	in := Open{
+		ASN: 64512, HoldTime: 90 * time.Second, ID: netip.MustParseAddr("1.1.1.1"), Families: 3, FourOctetAS: true, ExtendedNextHop: true,
+		Restart: Restart{Supported: true, Families: 3, Time: time.Minute}, LongLived: LongLived{Families: 3, Time: 24 * time.Hour},
+	}
+	b, err := in.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := DecodeOpen(b[HeaderLen:]); err != nil || out != in {
+		t.Errorf("%+v, %v", out, err)
+	}
+	in.Restart = Restart{}
+	if b, err = in.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := DecodeOpen(b[HeaderLen:]); err != nil || out.LongLived != (LongLived{}) {
+		t.Errorf("the long-lived capability counts without the other one: %+v, %v", out, err)
 	}
 }

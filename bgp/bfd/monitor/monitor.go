@@ -147,6 +147,24 @@ func (m *Monitor) apply() {
 	}
 }
 
+// secure has a listener take the packets of its sessions' neighbours alone, so that others cannot fill its queue.
+func (m *Monitor) secure(l *listener) {
+	least := map[netip.Addr]uint8{}
+	for peer, cfg := range m.wanted {
+		if l.serves(peer, cfg) {
+			least[peer] = cfg.leastTTL()
+		}
+	}
+	if maps.Equal(least, l.least) {
+		return
+	}
+	if err := l.accept(least); err != nil {
+		m.log.Error("bfd packets of strangers cannot be kept away", "listen", l.listen, "error", err)
+		return
+	}
+	l.least = least
+}
+
 func (m *Monitor) begin(peer netip.Addr, cfg Config) {
 	number := rand.Uint32()
 	for number == 0 || m.numbers[number] != nil {
@@ -241,6 +259,9 @@ func (m *Monitor) listen() {
 		m.listeners[at] = l
 		m.joined.Go(func() { l.receive(m) })
 	}
+	for _, l := range m.listeners {
+		m.secure(l)
+	}
 }
 
 // listening reports why packets of a session cannot be received, after another attempt.
@@ -255,7 +276,7 @@ func (m *Monitor) listening(s *session) error {
 	}
 	m.listen()
 	for at := range m.listeners {
-		if at.serves(s) {
+		if at.serves(s.peer, s.cfg) {
 			return nil
 		}
 	}

@@ -16,11 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/bgp/bfd"
+	"github.com/manekinet/maneki/bgp/gtsm"
 )
 
 const (
-	sendTTL = 255  // RFC 5881 §5: the receiver can tell that nothing is between
-	tos     = 0xc0 // class selector 6: network control, as routing protocols are marked
+	sendTTL = gtsm.TTL // RFC 5881 §5: the receiver can tell that nothing is between
+	tos     = 0xc0     // class selector 6: network control, as routing protocols are marked
 	// attempts bounds the search for a free source port.
 	attempts = 32
 )
@@ -46,14 +47,15 @@ func (l listen) compare(o listen) int {
 }
 
 // serves reports whether the packets of a session arrive here.
-func (l listen) serves(s *session) bool {
-	return l.multihop == s.cfg.Multihop && l.addr.Is4() == s.peer.Is4() && (l.addr == s.cfg.Local || l.addr.IsUnspecified())
+func (l listen) serves(peer netip.Addr, cfg Config) bool {
+	return l.multihop == cfg.Multihop && l.addr.Is4() == peer.Is4() && (l.addr == cfg.Local || l.addr.IsUnspecified())
 }
 
 // listener is one receiving socket.
 type listener struct {
 	listen
-	conn *net.UDPConn
+	conn  *net.UDPConn
+	least map[netip.Addr]uint8 // the neighbours whose packets are taken, and the lowest TTL of each
 }
 
 func network(a netip.Addr) string {
@@ -124,6 +126,15 @@ func bind(at netip.AddrPort, options func(fd int) error) (*net.UDPConn, error) {
 		return nil, fmt.Errorf("open bfd socket on %s: %w", at, err)
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// accept takes packets of these neighbours only.
+func (l *listener) accept(least map[netip.Addr]uint8) error {
+	c, err := l.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return gtsm.Attach(c, least, false)
 }
 
 func (l *listener) close() { l.conn.Close() }
