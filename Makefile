@@ -48,6 +48,10 @@ cross: ## linux/amd64 and linux/arm64, static
 	  GOARCH=$$arch go build -trimpath -ldflags '$(LDFLAGS)' -o bin/maneki-linux-$$arch ./cmd/maneki || exit 1; \
 	done; ls -l bin
 
+.PHONY: image
+image: build ## the Docker image maneki/node:VERSION
+	docker build -t maneki/node:$(VERSION) .
+
 .PHONY: demo
 demo: build ## three hosts, one routed network, on this machine (needs root)
 	$(BIN) lab demo

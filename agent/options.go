@@ -40,6 +40,12 @@ func refuse(class error, format string, args ...any) error {
 	return &refusal{class: class, text: fmt.Sprintf(format, args...)}
 }
 
+// Where an agent keeps its files unless told otherwise.
+const (
+	DefaultStateDir = "/var/lib/maneki" // what must survive a reboot
+	DefaultRunDir   = "/run/maneki"     // sockets and lock
+)
+
 // Options are everything an agent is told from outside, already resolved from
 // flags, environment and files. Resolve fills what is empty.
 type Options struct {
@@ -239,8 +245,8 @@ func (o *Options) setDefaults() {
 		field *string
 		def   string
 	}{
-		{&o.StateDir, "/var/lib/maneki"},
-		{&o.RunDir, "/run/maneki"},
+		{&o.StateDir, DefaultStateDir},
+		{&o.RunDir, DefaultRunDir},
 		{&o.NodenameFile, "/var/lib/calico/nodename"},
 		{&o.MTUFile, "/var/lib/calico/mtu"},
 		{&o.IP, "autodetect"},

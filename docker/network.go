@@ -280,9 +280,23 @@ func (s *Server) leave(ctx context.Context, q endpointRef) (none, error) {
 	return none{}, s.Endpoints.ClosePort(ctx, q.EndpointID)
 }
 
+// openSandbox opens a container's namespace by its path on the host. An agent that runs in a container itself, among the
+// host's processes, sees the host's files through the first of them.
+func openSandbox(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err == nil {
+		return f, nil
+	}
+	f, inHost := os.Open("/proc/1/root" + path)
+	if inHost == nil {
+		return f, nil
+	}
+	return nil, err
+}
+
 // settle completes the container's side when dockerd has moved the interface into it, of which it does not tell: the
-// namespace gets its path only when the container's first process exists. An agent that does not see the path (it runs
-// in a container) leaves it at that; the container then asks for its gateway by ARP.
+// namespace gets its path only when the container's first process exists. An agent that does not see the path leaves it
+// at that; the container then asks for its gateway by ARP.
 func (s *Server) settle(endpointID, sandbox string) {
 	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
 	defer cancel()
@@ -297,7 +311,7 @@ func (s *Server) settle(endpointID, sandbox string) {
 		case <-tick.C:
 		}
 		var netns *os.File
-		if netns, err = os.Open(sandbox); err != nil {
+		if netns, err = openSandbox(sandbox); err != nil {
 			continue
 		}
 		err = s.Endpoints.SettlePort(ctx, endpointID, netns)

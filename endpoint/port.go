@@ -345,10 +345,10 @@ func (m *Manager) ClosePort(ctx context.Context, port string) error {
 		return fmt.Errorf("close port %s: %w", port, err)
 	}
 	defer unlock()
-	err = m.host.removeIf(id.hostName(m.Prefix), id.alias())
-	if err == nil {
-		own := id.endpoint(m.Node, id.hostName(m.Prefix))
-		err = m.Sink.Remove(ctx, own.Namespace, own.Name)
+	// Routes first: while they are wanted, their table would try to put them on an interface that is no more.
+	own := id.endpoint(m.Node, id.hostName(m.Prefix))
+	if err = m.Sink.Remove(ctx, own.Namespace, own.Name); err == nil {
+		err = m.host.removeIf(id.hostName(m.Prefix), id.alias())
 	}
 	if err != nil {
 		return fmt.Errorf("close port %s: %w", port, err)

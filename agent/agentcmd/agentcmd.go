@@ -33,15 +33,20 @@ type flags struct {
 	docker, dockerScope                         string
 	labels                                      map[string]string
 
-	// Accepted for calicoctl's sake: there is no image to run and no log
-	// directory to mount.
-	image, logDir, init string
-	dryRun              bool
+	container bool
+	image     string
+	init      bool   // --container in the foreground
+	logDir    string // accepted for calicoctl's sake: the log is the container's
+	dryRun    bool
 }
 
 // Run returns the command `run`, to be mounted below `node`.
 func Run(version string) *cobra.Command {
 	f := &flags{}
+	return f.command(version, func(c *cobra.Command) error { return f.run(c, version) })
+}
+
+func (f *flags) command(version string, run func(*cobra.Command) error) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent of this host in the foreground",
@@ -55,7 +60,7 @@ The command may be repeated: a member comes back as the member that it is.
 
 MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return f.run(c, version) },
+		RunE: func(c *cobra.Command, _ []string) error { return run(c) },
 	}
 	p := c.Flags()
 	p.StringVar(&f.name, "name", "", "name of this node (default: NODENAME, HOSTNAME, the host's name)")
@@ -78,14 +83,13 @@ MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
 	p.StringVar(&f.docker, "docker", "", "serve Docker's network and IPAM drivers: auto (where Docker's directories are), on or off")
 	p.StringVar(&f.dockerScope, "docker-scope", "", "scope of Docker networks: auto (global where dockerd has a cluster store), local or global")
 	p.StringVar(&f.logFormat, "log-format", "text", "text or json")
-	p.StringVar(&f.image, "node-image", "", "accepted and not used: the agent is this binary")
+	p.BoolVar(&f.container, "container", false, "run the agent as a Docker container: print the docker run line, execute it, wait until the node has started")
+	p.StringVar(&f.image, "node-image", "", "image for --container (default "+image(version)+"); without --container it is not used")
+	p.BoolVar(&f.init, "init-system", false, "with --container: stay in the foreground, for an init system that restarts it")
 	p.StringVar(&f.logDir, "log-dir", "", "accepted and not used: the agent logs to stderr")
-	p.StringVar(&f.init, "init-system", "", "accepted and not used")
 	p.BoolVar(&f.dryRun, "dryrun", false, "say what would be run and stop")
-	for _, name := range []string{"node-image", "log-dir", "init-system"} {
-		if err := p.MarkHidden(name); err != nil {
-			panic(err) // the names stand a few lines above
-		}
+	if err := p.MarkHidden("log-dir"); err != nil {
+		panic(err) // the name stands a few lines above
 	}
 	return c
 }
@@ -97,6 +101,9 @@ func (f *flags) run(c *cobra.Command, version string) error {
 	}
 	for _, w := range warnings {
 		opts.Log.Warn(w)
+	}
+	if f.container {
+		return f.runContainer(c, opts, version)
 	}
 	if f.dryRun {
 		return plan(c.OutOrStdout(), opts)
