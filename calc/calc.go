@@ -194,7 +194,7 @@ func (c *Core) compute() State {
 		Reach:      t.reach(),
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
-		NFT:        c.nft(t, p),
+		NFT:        c.nft(eps, t, p),
 		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(p), p),
 		Use:        t.use,
 		Paths:      c.paths(t),

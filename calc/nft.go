@@ -41,7 +41,7 @@ func setName(set string, v4 bool) string {
 
 // nft computes the packet filter: NAT outgoing, what workloads may not send, and
 // whom tunnel packets are taken from (spec/calico.md §5.5).
-func (c *Core) nft(t tunnelState, p *problems) desired.NFT {
+func (c *Core) nft(eps desired.Endpoints, t tunnelState, p *problems) desired.NFT {
 	var out desired.NFT
 	for _, v4 := range []bool{true, false} {
 		masq, pools, hosts := c.poolNets(v4)
@@ -66,7 +66,7 @@ func (c *Core) nft(t tunnelState, p *problems) desired.NFT {
 	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append(c.fromWorkloads(p), untracked(t)...))
 	chain("raw_output", "filter", "output", priorityRaw, untracked(t))
 	chain("filter_input", "filter", "input", priorityFilter, tunnelGuards(t))
-	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, c.natRules(t, p))
+	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, append(c.publish(&out, c.publishedPorts(eps, p)), c.natRules(t, p)...))
 	out.DropUnused()
 	return out
 }

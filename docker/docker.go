@@ -62,6 +62,7 @@ type Endpoints interface {
 	DetachPort(ctx context.Context, port string) error
 	LabelPort(ctx context.Context, port string, labels, annotations map[string]string) error
 	Ports(ctx context.Context) ([]*api.WorkloadEndpoint, error)
+	PublishPort(ctx context.Context, port string, published []api.EndpointPort) error
 	PortAddresses(ctx context.Context) (map[netip.Addr]string, error)
 	IdlePorts(ctx context.Context, before time.Time) ([]string, error)
 }
@@ -121,6 +122,7 @@ type Server struct {
 	engine    *engine
 	networks  *networks
 	ports     ports
+	publish   sync.Mutex // held while ports are chosen
 	listeners []*listener
 
 	unlabelled atomic.Bool     // some endpoint may lack its container's labels

@@ -40,7 +40,7 @@ func (s *Server) networkCalls() map[string]call {
 		"NetworkDriver.DiscoverDelete": fixed(none{}),
 
 		"NetworkDriver.ProgramExternalConnectivity": method(s.programExternal),
-		"NetworkDriver.RevokeExternalConnectivity":  fixed(none{}),
+		"NetworkDriver.RevokeExternalConnectivity":  method(s.revokeExternal),
 	}
 }
 
@@ -261,18 +261,10 @@ func (s *Server) join(ctx context.Context, q joinRequest) (joinAnswer, error) {
 	if info.Gateway6.IsValid() {
 		a.GatewayIPv6 = info.Gateway6.String()
 	}
-	s.background.Go(func() { s.settle(q.EndpointID, q.SandboxKey) })
+	dockerd := peer(ctx)
+	s.background.Go(func() { s.settle(q.EndpointID, q.SandboxKey, dockerd) })
 	s.background.Go(func() { s.label(q.EndpointID) })
 	return a, nil
-}
-
-// programExternal comes before the container's program starts. Published ports are not served: the container is reached
-// by its own address.
-func (s *Server) programExternal(_ context.Context, q externalRequest) (none, error) {
-	if len(q.Options.PortMap) > 0 {
-		s.Log.Warn("published ports are not served: the container is reached by its own address", "endpoint", q.EndpointID)
-	}
-	return none{}, nil
 }
 
 // leave removes the interface, which dockerd has moved back, or whose container is gone.
@@ -280,16 +272,17 @@ func (s *Server) leave(ctx context.Context, q endpointRef) (none, error) {
 	return none{}, s.Endpoints.ClosePort(ctx, q.EndpointID)
 }
 
-// openSandbox opens a container's namespace by its path on the host. An agent that runs in a container itself, among the
-// host's processes, sees the host's files through the first of them.
-func openSandbox(path string) (*os.File, error) {
+// openSandbox opens a container's namespace by its path as dockerd, a process, sees it. An agent that runs in a container
+// itself, among the host's processes, sees other files than dockerd.
+func openSandbox(path string, dockerd int) (*os.File, error) {
 	f, err := os.Open(path)
 	if err == nil {
 		return f, nil
 	}
-	f, inHost := os.Open("/proc/1/root" + path)
-	if inHost == nil {
-		return f, nil
+	if dockerd > 0 {
+		if f, err := os.Open(fmt.Sprintf("/proc/%d/root%s", dockerd, path)); err == nil {
+			return f, nil
+		}
 	}
 	return nil, err
 }
@@ -297,7 +290,7 @@ func openSandbox(path string) (*os.File, error) {
 // settle completes the container's side when dockerd has moved the interface into it, of which it does not tell: the
 // namespace gets its path only when the container's first process exists. An agent that does not see the path leaves it
 // at that; the container then asks for its gateway by ARP.
-func (s *Server) settle(endpointID, sandbox string) {
+func (s *Server) settle(endpointID, sandbox string, dockerd int) {
 	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -311,7 +304,7 @@ func (s *Server) settle(endpointID, sandbox string) {
 		case <-tick.C:
 		}
 		var netns *os.File
-		if netns, err = openSandbox(sandbox); err != nil {
+		if netns, err = openSandbox(sandbox, dockerd); err != nil {
 			continue
 		}
 		err = s.Endpoints.SettlePort(ctx, endpointID, netns)

@@ -207,6 +207,14 @@ func (s *Server) run(ctx context.Context, c call, body io.Reader) (json.Marshale
 type externalRequest struct {
 	NetworkID, EndpointID string
 	Options               struct {
-		PortMap []json.RawMessage `json:"com.docker.network.portmap"`
+		PortMap []portBinding `json:"com.docker.network.portmap"`
 	}
+}
+
+// portBinding is one port to be published: Port of the container at HostPort, or the first free one up to HostPortEnd, or
+// any when that is 0.
+type portBinding struct {
+	Proto                       int // IP protocol number
+	Port, HostPort, HostPortEnd uint16
+	HostIP                      string // empty or unspecified: any
 }

@@ -387,6 +387,33 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels, annotation
 	return nil
 }
 
+// PublishPort replaces the ports at which the host serves a port's endpoint at its own addresses (HostPort), and puts that
+// into effect. None takes them all back. Ports without a HostPort stay.
+func (m *Manager) PublishPort(ctx context.Context, port string, published []api.EndpointPort) error {
+	if err := checkPortID(port); err != nil {
+		return err
+	}
+	id := portID(port)
+	unlock, err := m.locks.lock(ctx, id.hostName(m.Prefix))
+	if err != nil {
+		return fmt.Errorf("publish port %s: %w", port, err)
+	}
+	defer unlock()
+	own := id.endpoint(m.Node, id.hostName(m.Prefix))
+	w, err := m.weps.Modify(ctx, own.Namespace, own.Name, func(w *api.WorkloadEndpoint) error {
+		w.Spec.Ports = slices.DeleteFunc(w.Spec.Ports, func(p api.EndpointPort) bool { return p.HostPort != 0 })
+		w.Spec.Ports = append(w.Spec.Ports, published...)
+		return w.Validate()
+	})
+	if err == nil {
+		err = m.Sink.Ensure(ctx, w)
+	}
+	if err != nil {
+		return fmt.Errorf("publish port %s: %w", port, err)
+	}
+	return nil
+}
+
 // IdlePorts are the ports of this node whose endpoint was stored before the given time and whose pair is not in a
 // container: it is gone, or both ends are on the host.
 func (m *Manager) IdlePorts(ctx context.Context, before time.Time) ([]string, error) {

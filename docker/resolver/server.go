@@ -72,8 +72,14 @@ func Listen(ctx context.Context, c Config) (*Server, error) {
 }
 
 // freebind lets a socket be bound before the routes table has made the address the host's (ip(7)).
-func freebind(_, _ string, conn syscall.RawConn) (err error) {
+func freebind(network, addr string, conn syscall.RawConn) (err error) {
 	ctlErr := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(err, ctlErr, Share(network, addr, conn))
+}
+
+// Share lets a socket be bound beside the name server's (SO_REUSEPORT of socket(7)), for net.ListenConfig.
+func Share(_, _ string, conn syscall.RawConn) (err error) {
+	ctlErr := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
 	return errors.Join(err, ctlErr)
 }
 
