@@ -77,7 +77,7 @@ func IsKubernetes(doc []byte) bool {
 	if _, ok := converted()[h.Kind]; ok {
 		return true
 	}
-	ofCalico := slices.ContainsFunc(api.Kinds(), func(k api.Kind) bool { return k.Name == h.Kind })
+	ofCalico := slices.ContainsFunc(api.Kinds(), func(k api.Kind) bool { return strings.EqualFold(k.Name, h.Kind) })
 	builtIn := slices.Contains([]string{"apps", "batch", "policy", "autoscaling", "extensions"}, group)
 	return !ofCalico && (!grouped || builtIn || strings.HasSuffix(group, ".k8s.io"))
 }

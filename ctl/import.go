@@ -57,7 +57,7 @@ func (a *app) readImport(filename string) (*imported, error) {
 	var err error
 	if filename == "-" {
 		filename = "stdin"
-		text, err = readBounded(a.Stdin, filename)
+		text, err = readBounded(a.Stdin, filename, 0)
 	} else {
 		text, err = readFile(filename)
 	}

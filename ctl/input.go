@@ -80,7 +80,7 @@ func (in *inputFlags) read(stdin io.Reader) ([]item, error) {
 // names, or stdin.
 func (in *inputFlags) documents(stdin io.Reader) ([]strict.Document, error) {
 	if in.filename == "-" {
-		text, err := readBounded(stdin, "stdin")
+		text, err := readBounded(stdin, "stdin", 0)
 		return strict.Split("stdin", text), err
 	}
 	files, err := in.files()
@@ -130,18 +130,27 @@ func readFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return readBounded(f, name)
+	size := int64(0)
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		size = info.Size()
+	}
+	return readBounded(f, name, size)
 }
 
-func readBounded(r io.Reader, name string) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(r, strict.MaxBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+// readBounded reads to the end; size is how much that will be, as far as it is
+// known.
+func readBounded(r io.Reader, name string, size int64) ([]byte, error) {
+	var text bytes.Buffer
+	if size <= strict.MaxBytes {
+		text.Grow(int(size) + bytes.MinRead)
+		if _, err := text.ReadFrom(io.LimitReader(r, strict.MaxBytes+1)); err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
 	}
-	if len(text) > strict.MaxBytes {
+	if max(size, int64(text.Len())) > strict.MaxBytes {
 		return nil, fmt.Errorf("%s is larger than %d MiB", name, strict.MaxBytes>>20)
 	}
-	return text, nil
+	return text.Bytes(), nil
 }
 
 // parse turns one document into resources: a single one, a YAML list of them,
