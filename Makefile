@@ -72,6 +72,10 @@ test: test-deps build ## everything (root, Debian); installs what it needs
 test-fast: ## pure packages only, under two minutes
 	go test $(FAST)
 
+.PHONY: docs
+docs: $(SHIM) ## the reference pages, from the code
+	go run ./cmd/maneki-docs
+
 .PHONY: bench
 bench: test-deps build ## measurements with the peers in the same run; results under bench/results
 	bash bench/run

@@ -14,52 +14,52 @@ type BGPConfiguration struct {
 
 // BGPConfigurationSpec is the specification (spec/calico.md §1.4, §6).
 type BGPConfigurationSpec struct {
-	LogSeverityScreen              string                `json:"logSeverityScreen,omitempty"`
-	NodeToNodeMeshEnabled          *bool                 `json:"nodeToNodeMeshEnabled,omitempty"`
-	ASNumber                       *ASNumber             `json:"asNumber,omitempty"`
-	ServiceLoadBalancerIPs         []CIDRBlock           `json:"serviceLoadBalancerIPs,omitempty"`
-	ServiceExternalIPs             []CIDRBlock           `json:"serviceExternalIPs,omitempty"`
-	ServiceClusterIPs              []CIDRBlock           `json:"serviceClusterIPs,omitempty"`
+	LogSeverityScreen              string                `json:"logSeverityScreen,omitempty"`              // "None", "Debug", "Info", ...
+	NodeToNodeMeshEnabled          *bool                 `json:"nodeToNodeMeshEnabled,omitempty"`          // every node has a session with every other; default true; only on default
+	ASNumber                       *ASNumber             `json:"asNumber,omitempty"`                       // of nodes that have none of their own; default 64512; only on default
+	ServiceLoadBalancerIPs         []CIDRBlock           `json:"serviceLoadBalancerIPs,omitempty"`         // addresses of services that are announced; only on default
+	ServiceExternalIPs             []CIDRBlock           `json:"serviceExternalIPs,omitempty"`             // the same; only on default
+	ServiceClusterIPs              []CIDRBlock           `json:"serviceClusterIPs,omitempty"`              // the same; only on default
 	ServiceLoadBalancerAggregation string                `json:"serviceLoadBalancerAggregation,omitempty"` // "Enabled" or "Disabled"
-	Communities                    []Community           `json:"communities,omitempty"`
-	PrefixAdvertisements           []PrefixAdvertisement `json:"prefixAdvertisements,omitempty"`
-	ListenPort                     int                   `json:"listenPort,omitempty"`
-	NodeMeshPassword               *BGPPassword          `json:"nodeMeshPassword,omitempty"`
-	NodeMeshMaxRestartTime         *Duration             `json:"nodeMeshMaxRestartTime,omitempty"`
-	BindMode                       string                `json:"bindMode,omitempty"` // "None" or "NodeIP"
-	IgnoredInterfaces              []string              `json:"ignoredInterfaces,omitempty"`
-	LocalWorkloadPeeringIPV4       string                `json:"localWorkloadPeeringIPV4,omitempty"`
-	LocalWorkloadPeeringIPV6       string                `json:"localWorkloadPeeringIPV6,omitempty"`
-	ProgramClusterRoutes           string                `json:"programClusterRoutes,omitempty"`
+	Communities                    []Community           `json:"communities,omitempty"`                    // names for community values
+	PrefixAdvertisements           []PrefixAdvertisement `json:"prefixAdvertisements,omitempty"`           // communities that are attached to routes inside prefixes
+	ListenPort                     int                   `json:"listenPort,omitempty"`                     // TCP port of sessions; default 179
+	NodeMeshPassword               *BGPPassword          `json:"nodeMeshPassword,omitempty"`               // TCP MD5 of the mesh; only on default
+	NodeMeshMaxRestartTime         *Duration             `json:"nodeMeshMaxRestartTime,omitempty"`         // how long stale routes are kept for a node that restarts; only on default
+	BindMode                       string                `json:"bindMode,omitempty"`                       // "None" or "NodeIP"
+	IgnoredInterfaces              []string              `json:"ignoredInterfaces,omitempty"`              // names, with wildcards
+	LocalWorkloadPeeringIPV4       string                `json:"localWorkloadPeeringIPV4,omitempty"`       // our address towards local workloads
+	LocalWorkloadPeeringIPV6       string                `json:"localWorkloadPeeringIPV6,omitempty"`       // our address towards local workloads
+	ProgramClusterRoutes           string                `json:"programClusterRoutes,omitempty"`           // which routes the node agent and not the BGP daemon programs
 }
 
 // CIDRBlock is a CIDR in an object of its own, as services' ranges are written.
 type CIDRBlock struct {
-	CIDR string `json:"cidr"`
+	CIDR string `json:"cidr"` // "10.96.0.0/12"
 }
 
 // Community names a BGP community value: "aa:nn" (RFC 1997) or "aa:nn:mm" (RFC 8092).
 type Community struct {
-	Name  string `json:"name,omitempty"`
-	Value string `json:"value,omitempty"`
+	Name  string `json:"name,omitempty"`  // to be used in prefixAdvertisements
+	Value string `json:"value,omitempty"` // "64512:100", or "64512:1:2" of RFC 8092
 }
 
 // PrefixAdvertisement attaches communities, by name or value, to routes inside a CIDR.
 type PrefixAdvertisement struct {
-	CIDR        string   `json:"cidr,omitempty"`
-	Communities []string `json:"communities,omitempty"`
+	CIDR        string   `json:"cidr,omitempty"`        // routes inside it
+	Communities []string `json:"communities,omitempty"` // names or values
 }
 
 // BGPPassword points at the secret that holds a TCP-MD5 password (RFC 2385).
 type BGPPassword struct {
-	SecretKeyRef *SecretKeySelector `json:"secretKeyRef,omitempty"`
+	SecretKeyRef *SecretKeySelector `json:"secretKeyRef,omitempty"` // where the text is
 }
 
 // SecretKeySelector is Kubernetes' reference to one key of a secret.
 type SecretKeySelector struct {
-	Name     string `json:"name,omitempty"`
-	Key      string `json:"key"`
-	Optional *bool  `json:"optional,omitempty"`
+	Name     string `json:"name,omitempty"`     // of the secret
+	Key      string `json:"key"`                // of the entry in it
+	Optional *bool  `json:"optional,omitempty"` // no error when it is not there
 }
 
 // NodeConfigName is the name of the per-node BGPConfiguration or

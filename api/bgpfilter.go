@@ -14,59 +14,59 @@ type BGPFilter struct {
 // BGPFilterSpec is the specification (spec/calico.md §1.4, §6.2). Of each list
 // the first rule that matches a route decides.
 type BGPFilterSpec struct {
-	ExportV4 []BGPFilterRule `json:"exportV4,omitempty"`
-	ImportV4 []BGPFilterRule `json:"importV4,omitempty"`
-	ExportV6 []BGPFilterRule `json:"exportV6,omitempty"`
-	ImportV6 []BGPFilterRule `json:"importV6,omitempty"`
+	ExportV4 []BGPFilterRule `json:"exportV4,omitempty"` // IPv4 routes that we announce; the first rule that matches decides
+	ImportV4 []BGPFilterRule `json:"importV4,omitempty"` // IPv4 routes that we are told
+	ExportV6 []BGPFilterRule `json:"exportV6,omitempty"` // IPv6 routes that we announce
+	ImportV6 []BGPFilterRule `json:"importV6,omitempty"` // IPv6 routes that we are told
 }
 
 // BGPFilterRule is one rule; all criteria present must hold.
 type BGPFilterRule struct {
-	CIDR          string                   `json:"cidr,omitempty"`
-	PrefixLength  *BGPFilterPrefixLength   `json:"prefixLength,omitempty"`
+	CIDR          string                   `json:"cidr,omitempty"`          // what matchOperator compares with
+	PrefixLength  *BGPFilterPrefixLength   `json:"prefixLength,omitempty"`  // needs cidr
 	Source        string                   `json:"source,omitempty"`        // "RemotePeers"
 	Interface     string                   `json:"interface,omitempty"`     // of the route; '*' is a wildcard
 	MatchOperator string                   `json:"matchOperator,omitempty"` // "Equal", "NotEqual", "In", "NotIn"
 	PeerType      string                   `json:"peerType,omitempty"`      // "eBGP", "iBGP"
-	Communities   *BGPFilterCommunityMatch `json:"communities,omitempty"`
-	ASPathPrefix  []ASNumber               `json:"asPathPrefix,omitempty"`
-	Priority      *int                     `json:"priority,omitempty"`
-	Action        string                   `json:"action"` // "Accept" or "Reject"
-	Operations    []BGPFilterOperation     `json:"operations,omitempty"`
+	Communities   *BGPFilterCommunityMatch `json:"communities,omitempty"`   // the route has all of these
+	ASPathPrefix  []ASNumber               `json:"asPathPrefix,omitempty"`  // the path begins with these
+	Priority      *int                     `json:"priority,omitempty"`      // metric of the route
+	Action        string                   `json:"action"`                  // "Accept" or "Reject"
+	Operations    []BGPFilterOperation     `json:"operations,omitempty"`    // changes to an accepted route
 }
 
 // BGPFilterPrefixLength is a range of prefix lengths, both ends included; nil is
 // the CIDR's own length and the family's greatest.
 type BGPFilterPrefixLength struct {
-	Min *int `json:"min,omitempty"`
-	Max *int `json:"max,omitempty"`
+	Min *int `json:"min,omitempty"` // 0-32, or 128
+	Max *int `json:"max,omitempty"` // 0-32, or 128
 }
 
 // BGPFilterCommunityMatch is the community, exactly one for now, that a route carries.
 type BGPFilterCommunityMatch struct {
-	Values []string `json:"values"`
+	Values []string `json:"values"` // "64512:100"
 }
 
 // BGPFilterOperation changes an accepted route; exactly one field is set.
 type BGPFilterOperation struct {
-	AddCommunity  *BGPFilterAddCommunity  `json:"addCommunity,omitempty"`
-	PrependASPath *BGPFilterPrependASPath `json:"prependASPath,omitempty"`
-	SetPriority   *BGPFilterSetPriority   `json:"setPriority,omitempty"`
+	AddCommunity  *BGPFilterAddCommunity  `json:"addCommunity,omitempty"`  // one of the three
+	PrependASPath *BGPFilterPrependASPath `json:"prependASPath,omitempty"` // one of the three
+	SetPriority   *BGPFilterSetPriority   `json:"setPriority,omitempty"`   // one of the three
 }
 
 // BGPFilterAddCommunity adds a community, "aa:nn" or "aa:nn:mm".
 type BGPFilterAddCommunity struct {
-	Value string `json:"value"`
+	Value string `json:"value"` // "64512:100"
 }
 
 // BGPFilterPrependASPath puts AS numbers, in this order, before the AS path.
 type BGPFilterPrependASPath struct {
-	Prefix []ASNumber `json:"prefix"`
+	Prefix []ASNumber `json:"prefix"` // in the order of the path
 }
 
 // BGPFilterSetPriority sets the route's metric.
 type BGPFilterSetPriority struct {
-	Value int `json:"value"`
+	Value int `json:"value"` // the metric
 }
 
 // Limits of a filter rule.

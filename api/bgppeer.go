@@ -15,24 +15,24 @@ type BGPPeer struct {
 
 // BGPPeerSpec is the specification (spec/calico.md §1.4, §5.2a, §6.1).
 type BGPPeerSpec struct {
-	Node                     string       `json:"node,omitempty"`
-	NodeSelector             string       `json:"nodeSelector,omitempty"`
-	PeerIP                   string       `json:"peerIP,omitempty"` // "a.b.c.d", "a.b.c.d:port", "x::y", "[x::y]:port", "fe80::y%eth0"
-	ASNumber                 ASNumber     `json:"asNumber,omitempty"`
-	LocalASNumber            *ASNumber    `json:"localASNumber,omitempty"`
-	PeerSelector             string       `json:"peerSelector,omitempty"`
-	KeepOriginalNextHop      bool         `json:"keepOriginalNextHop,omitempty"`
-	NextHopMode              string       `json:"nextHopMode,omitempty"` // "Auto", "Self" or "Keep"
-	Password                 *BGPPassword `json:"password,omitempty"`
-	SourceAddress            string       `json:"sourceAddress,omitempty"` // "UseNodeIP" or "None"
-	MaxRestartTime           *Duration    `json:"maxRestartTime,omitempty"`
-	KeepaliveTime            *Duration    `json:"keepaliveTime,omitempty"`
-	NumAllowedLocalASNumbers *int         `json:"numAllowedLocalASNumbers,omitempty"`
-	TTLSecurity              *int         `json:"ttlSecurity,omitempty"` // hops, 1-255
-	ReachableBy              string       `json:"reachableBy,omitempty"`
-	Filters                  []string     `json:"filters,omitempty"`
-	LocalWorkloadSelector    string       `json:"localWorkloadSelector,omitempty"`
-	ReversePeering           string       `json:"reversePeering,omitempty"` // "Auto" or "Manual"
+	Node                     string       `json:"node,omitempty"`                     // the session is that node's; not with nodeSelector; without both it is every node's
+	NodeSelector             string       `json:"nodeSelector,omitempty"`             // the nodes that have the session
+	PeerIP                   string       `json:"peerIP,omitempty"`                   // "a.b.c.d", "a.b.c.d:port", "x::y", "[x::y]:port", "fe80::y%eth0"
+	ASNumber                 ASNumber     `json:"asNumber,omitempty"`                 // of the peer; 1-4294967295 or "hi.lo"; not with peerSelector
+	LocalASNumber            *ASNumber    `json:"localASNumber,omitempty"`            // ours towards this peer
+	PeerSelector             string       `json:"peerSelector,omitempty"`             // the peers are the nodes selected; not with peerIP
+	KeepOriginalNextHop      bool         `json:"keepOriginalNextHop,omitempty"`      // routes are passed on with the next hop they came with
+	NextHopMode              string       `json:"nextHopMode,omitempty"`              // "Auto", "Self" or "Keep"
+	Password                 *BGPPassword `json:"password,omitempty"`                 // TCP MD5, RFC 2385
+	SourceAddress            string       `json:"sourceAddress,omitempty"`            // "UseNodeIP" or "None"
+	MaxRestartTime           *Duration    `json:"maxRestartTime,omitempty"`           // how long stale routes are kept for a peer that restarts, RFC 4724
+	KeepaliveTime            *Duration    `json:"keepaliveTime,omitempty"`            // between two KEEPALIVEs
+	NumAllowedLocalASNumbers *int         `json:"numAllowedLocalASNumbers,omitempty"` // how often our own AS may be in a path
+	TTLSecurity              *int         `json:"ttlSecurity,omitempty"`              // hops, 1-255
+	ReachableBy              string       `json:"reachableBy,omitempty"`              // gateway to the peer
+	Filters                  []string     `json:"filters,omitempty"`                  // names of BGPFilters, in order
+	LocalWorkloadSelector    string       `json:"localWorkloadSelector,omitempty"`    // the peers are the local workloads selected
+	ReversePeering           string       `json:"reversePeering,omitempty"`           // "Auto" or "Manual"
 }
 
 // Default fills the head; what is absent stays absent (spec/calico.md §1.4).

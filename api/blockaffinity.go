@@ -19,11 +19,11 @@ type BlockAffinityView struct {
 
 // BlockAffinityViewSpec is the specification (spec/calico.md §1.2, §2.3).
 type BlockAffinityViewSpec struct {
-	State   AffinityState `json:"state"`
-	Node    string        `json:"node"`
-	Type    string        `json:"type,omitempty"` // "host" (also if empty) or "virtual"
-	CIDR    string        `json:"cidr"`
-	Deleted StoredBool    `json:"deleted,omitzero"`
+	State   AffinityState `json:"state"`            // "confirmed", "pending" or "pendingDeletion"
+	Node    string        `json:"node"`             // who holds the block
+	Type    string        `json:"type,omitempty"`   // "host" (also if empty) or "virtual"
+	CIDR    string        `json:"cidr"`             // of the block
+	Deleted StoredBool    `json:"deleted,omitzero"` // it is on its way out
 }
 
 // StoredBool is a boolean that users see as such and that storage keeps as the

@@ -15,8 +15,8 @@ type CalicoNodeStatus struct {
 
 // CalicoNodeStatusSpec is the specification (spec/calico.md §1.4, §6.6).
 type CalicoNodeStatusSpec struct {
-	Node                string            `json:"node,omitempty"`
-	Classes             []NodeStatusClass `json:"classes,omitempty"`
+	Node                string            `json:"node,omitempty"`                // whose status it is
+	Classes             []NodeStatusClass `json:"classes,omitempty"`             // "Agent", "BGP", "Routes"
 	UpdatePeriodSeconds *uint32           `json:"updatePeriodSeconds,omitempty"` // 0: never updated
 }
 

@@ -9,11 +9,11 @@ type ClusterInformation struct {
 
 // ClusterInformationSpec is the specification (spec/calico.md §1.3).
 type ClusterInformationSpec struct {
-	ClusterGUID    string `json:"clusterGUID,omitempty"` // 32 hex digits
-	ClusterType    string `json:"clusterType,omitempty"` // comma-separated list
-	CalicoVersion  string `json:"calicoVersion,omitempty"`
+	ClusterGUID    string `json:"clusterGUID,omitempty"`    // 32 hex digits
+	ClusterType    string `json:"clusterType,omitempty"`    // comma-separated list
+	CalicoVersion  string `json:"calicoVersion,omitempty"`  // of who wrote it first
 	DatastoreReady *bool  `json:"datastoreReady,omitempty"` // false: locked for a migration
-	Variant        string `json:"variant,omitempty"`
+	Variant        string `json:"variant,omitempty"`        // "Calico"
 }
 
 // Default fills the head.

@@ -448,3 +448,6 @@ func (c *checker) failsafePorts(path string, ports []ProtoPort) {
 		}
 	}
 }
+
+// ServesParameter says whether the agent acts on a parameter, by its v3 name.
+func ServesParameter(name string) bool { return slices.Contains(servedParameters(), name) }

@@ -9,18 +9,18 @@ type GlobalNetworkPolicy struct {
 
 // GlobalNetworkPolicySpec is the specification (spec/calico.md §1.4, §5.1, §5.2).
 type GlobalNetworkPolicySpec struct {
-	Tier                   string       `json:"tier,omitempty"`  // empty: "default"
-	Order                  *float64     `json:"order,omitempty"` // ascending; nil: after all others
-	Ingress                []Rule       `json:"ingress,omitempty"`
-	Egress                 []Rule       `json:"egress,omitempty"`
-	Selector               string       `json:"selector,omitempty"`
-	Types                  []PolicyType `json:"types,omitempty"`
-	DoNotTrack             bool         `json:"doNotTrack,omitempty"`
-	PreDNAT                bool         `json:"preDNAT,omitempty"`
-	ApplyOnForward         bool         `json:"applyOnForward,omitempty"`
-	ServiceAccountSelector string       `json:"serviceAccountSelector,omitempty"`
-	NamespaceSelector      string       `json:"namespaceSelector,omitempty"`
-	PerformanceHints       []string     `json:"performanceHints,omitempty"`
+	Tier                   string       `json:"tier,omitempty"`                   // empty: "default"
+	Order                  *float64     `json:"order,omitempty"`                  // ascending; nil: after all others
+	Ingress                []Rule       `json:"ingress,omitempty"`                // rules for packets to the endpoints, in order
+	Egress                 []Rule       `json:"egress,omitempty"`                 // rules for packets from the endpoints, in order
+	Selector               string       `json:"selector,omitempty"`               // endpoints that the policy applies to; empty: all
+	Types                  []PolicyType `json:"types,omitempty"`                  // "Ingress", "Egress"; empty: as the rules say
+	DoNotTrack             bool         `json:"doNotTrack,omitempty"`             // before connection tracking; needs applyOnForward
+	PreDNAT                bool         `json:"preDNAT,omitempty"`                // before the host's NAT; needs applyOnForward; no egress
+	ApplyOnForward         bool         `json:"applyOnForward,omitempty"`         // for forwarded packets, too
+	ServiceAccountSelector string       `json:"serviceAccountSelector,omitempty"` // of the endpoints' accounts
+	NamespaceSelector      string       `json:"namespaceSelector,omitempty"`      // of the endpoints' namespaces
+	PerformanceHints       []string     `json:"performanceHints,omitempty"`       // "AssumeNeededOnEveryNode"
 }
 
 func (p *GlobalNetworkPolicy) fields() policyFields {

@@ -9,7 +9,7 @@ type GlobalNetworkSet struct {
 
 // GlobalNetworkSetSpec is the specification (spec/calico.md §1.4).
 type GlobalNetworkSetSpec struct {
-	Nets []string `json:"nets,omitempty"`
+	Nets []string `json:"nets,omitempty"` // networks that the set's labels stand for
 }
 
 // Default fills the head and respells the CIDRs as networks.

@@ -13,18 +13,18 @@ type HostEndpoint struct {
 
 // HostEndpointSpec is the specification (spec/calico.md §1.4, §5.2a).
 type HostEndpointSpec struct {
-	Node          string             `json:"node,omitempty"`
+	Node          string             `json:"node,omitempty"`          // whose interface it is
 	InterfaceName string             `json:"interfaceName,omitempty"` // "*": all interfaces
-	ExpectedIPs   []string           `json:"expectedIPs,omitempty"`
-	Profiles      []string           `json:"profiles,omitempty"`
-	Ports         []HostEndpointPort `json:"ports,omitempty"`
+	ExpectedIPs   []string           `json:"expectedIPs,omitempty"`   // addresses instead of an interface's name
+	Profiles      []string           `json:"profiles,omitempty"`      // in order
+	Ports         []HostEndpointPort `json:"ports,omitempty"`         // names for policy
 }
 
 // HostEndpointPort is a named port that rules may refer to.
 type HostEndpointPort struct {
-	Name     string      `json:"name"`
-	Protocol IntOrString `json:"protocol"`
-	Port     uint16      `json:"port"`
+	Name     string      `json:"name"`     // for policy
+	Protocol IntOrString `json:"protocol"` // "TCP", "UDP" or "SCTP"
+	Port     uint16      `json:"port"`     // 1-65535
 }
 
 // AllInterfaces is the interfaceName that stands for every interface of the host.

@@ -11,10 +11,10 @@ type IPAMConfiguration struct {
 
 // IPAMConfigurationSpec is the specification (spec/calico.md §1.1, §3).
 type IPAMConfigurationSpec struct {
-	StrictAffinity     bool `json:"strictAffinity"`
-	MaxBlocksPerHost   int  `json:"maxBlocksPerHost,omitempty"`
-	AutoAllocateBlocks bool `json:"autoAllocateBlocks"`
-	IPCooldownSeconds  int  `json:"ipCooldownSeconds,omitempty"`
+	StrictAffinity     bool `json:"strictAffinity"`              // a host takes addresses from its own blocks only
+	MaxBlocksPerHost   int  `json:"maxBlocksPerHost,omitempty"`  // 0: 20; above 0 needs strictAffinity
+	AutoAllocateBlocks bool `json:"autoAllocateBlocks"`          // a host takes a new block when its own are full
+	IPCooldownSeconds  int  `json:"ipCooldownSeconds,omitempty"` // how long a released address rests
 }
 
 // Default fills the head.

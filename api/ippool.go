@@ -38,7 +38,7 @@ type IPPool struct {
 
 // IPPoolStatus is what a controller reports about a pool.
 type IPPoolStatus struct {
-	Conditions []Condition `json:"conditions,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"` // such as Allocatable
 }
 
 // Condition is Kubernetes' condition: one aspect of a status.
@@ -53,17 +53,17 @@ type Condition struct {
 
 // IPPoolSpec is the specification of an IPPool (spec/calico.md §1.4, §3, §5.2a).
 type IPPoolSpec struct {
-	CIDR              string      `json:"cidr"`
-	VXLANMode         EncapMode   `json:"vxlanMode,omitempty"`
-	IPIPMode          EncapMode   `json:"ipipMode,omitempty"`
-	NATOutgoing       bool        `json:"natOutgoing,omitempty"`
-	Disabled          bool        `json:"disabled,omitempty"`
-	DisableBGPExport  bool        `json:"disableBGPExport,omitempty"`
-	BlockSize         int         `json:"blockSize,omitempty"`
-	NodeSelector      string      `json:"nodeSelector,omitempty"`
-	NamespaceSelector string      `json:"namespaceSelector,omitempty"`
-	AllowedUses       []IPPoolUse `json:"allowedUses,omitempty"`
-	AssignmentMode    string      `json:"assignmentMode,omitempty"`
+	CIDR              string      `json:"cidr"`                        // addresses of the pool; cannot be changed
+	VXLANMode         EncapMode   `json:"vxlanMode,omitempty"`         // when packets to other hosts are put into VXLAN
+	IPIPMode          EncapMode   `json:"ipipMode,omitempty"`          // the same for IP in IP; not together with VXLAN, not for IPv6
+	NATOutgoing       bool        `json:"natOutgoing,omitempty"`       // packets that leave the pools get the host's address
+	Disabled          bool        `json:"disabled,omitempty"`          // no new addresses from it
+	DisableBGPExport  bool        `json:"disableBGPExport,omitempty"`  // its routes are not told to peers
+	BlockSize         int         `json:"blockSize,omitempty"`         // prefix length of a block, 20-32 or 116-128; cannot be changed
+	NodeSelector      string      `json:"nodeSelector,omitempty"`      // nodes whose workloads use it
+	NamespaceSelector string      `json:"namespaceSelector,omitempty"` // namespaces whose workloads use it
+	AllowedUses       []IPPoolUse `json:"allowedUses,omitempty"`       // what its addresses may be given to
+	AssignmentMode    string      `json:"assignmentMode,omitempty"`    // "Automatic", or "Manual": only for those who name it
 }
 
 func ipPoolKind() Kind {

@@ -10,7 +10,7 @@ type IPReservation struct {
 
 // IPReservationSpec is the specification (spec/calico.md §1.4).
 type IPReservationSpec struct {
-	ReservedCIDRs []string `json:"reservedCIDRs,omitempty"`
+	ReservedCIDRs []string `json:"reservedCIDRs,omitempty"` // addresses that are not given out
 }
 
 // Default fills the head and respells the CIDRs as networks.

@@ -10,12 +10,12 @@ type KubeControllersConfiguration struct {
 
 // KubeControllersConfigurationSpec is the specification (spec/calico.md §1.4).
 type KubeControllersConfigurationSpec struct {
-	LogSeverityScreen      string            `json:"logSeverityScreen,omitempty"`
-	HealthChecks           string            `json:"healthChecks,omitempty"` // "Enabled" or "Disabled"
-	EtcdV3CompactionPeriod *Duration         `json:"etcdV3CompactionPeriod,omitempty"`
-	PrometheusMetricsPort  *int              `json:"prometheusMetricsPort,omitempty"` // 0: off
-	Controllers            ControllersConfig `json:"controllers"`
-	DebugProfilePort       *int              `json:"debugProfilePort,omitempty"`
+	LogSeverityScreen      string            `json:"logSeverityScreen,omitempty"`      // "Info", ...
+	HealthChecks           string            `json:"healthChecks,omitempty"`           // "Enabled" or "Disabled"
+	EtcdV3CompactionPeriod *Duration         `json:"etcdV3CompactionPeriod,omitempty"` // 0: never
+	PrometheusMetricsPort  *int              `json:"prometheusMetricsPort,omitempty"`  // 0: off
+	Controllers            ControllersConfig `json:"controllers"`                      // nil: not run
+	DebugProfilePort       *int              `json:"debugProfilePort,omitempty"`       // nil: none
 }
 
 // ControllersConfig names the controllers that run; nil ones do not.

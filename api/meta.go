@@ -13,19 +13,19 @@ type TypeMeta struct {
 // ObjectMeta is the part of Kubernetes' metadata that Calico's datastore
 // carries. The field order is the order of the stored JSON.
 type ObjectMeta struct {
-	Name              string            `json:"name,omitempty"`
-	GenerateName      string            `json:"generateName,omitempty"`
-	Namespace         string            `json:"namespace,omitempty"`
-	SelfLink          string            `json:"selfLink,omitempty"`
-	UID               string            `json:"uid,omitempty"`
-	ResourceVersion   string            `json:"resourceVersion,omitempty"`
-	Generation        int64             `json:"generation,omitempty"`
-	CreationTimestamp *time.Time        `json:"creationTimestamp,omitempty"`
-	DeletionTimestamp *time.Time        `json:"deletionTimestamp,omitempty"`
-	Labels            map[string]string `json:"labels,omitempty"`
-	Annotations       map[string]string `json:"annotations,omitempty"`
-	OwnerReferences   []OwnerReference  `json:"ownerReferences,omitempty"`
-	Finalizers        []string          `json:"finalizers,omitempty"`
+	Name              string            `json:"name,omitempty"`              // lower case letters, digits, - and .
+	GenerateName      string            `json:"generateName,omitempty"`      // refused
+	Namespace         string            `json:"namespace,omitempty"`         // of kinds that live in one; default "default"
+	SelfLink          string            `json:"selfLink,omitempty"`          // not used
+	UID               string            `json:"uid,omitempty"`               // given at creation
+	ResourceVersion   string            `json:"resourceVersion,omitempty"`   // of the object read; apply with it fails if it was changed since
+	Generation        int64             `json:"generation,omitempty"`        // not used
+	CreationTimestamp *time.Time        `json:"creationTimestamp,omitempty"` // given at creation
+	DeletionTimestamp *time.Time        `json:"deletionTimestamp,omitempty"` // not used
+	Labels            map[string]string `json:"labels,omitempty"`            // for selectors
+	Annotations       map[string]string `json:"annotations,omitempty"`       // for people and programs
+	OwnerReferences   []OwnerReference  `json:"ownerReferences,omitempty"`   // kept
+	Finalizers        []string          `json:"finalizers,omitempty"`        // kept
 }
 
 // OwnerReference is Kubernetes' pointer to the object this one belongs to.

@@ -14,24 +14,24 @@ type Node struct {
 
 // NodeSpec is the specification (spec/calico.md §1.4).
 type NodeSpec struct {
-	BGP                  *NodeBGPSpec       `json:"bgp,omitempty"`
-	IPv4VXLANTunnelAddr  string             `json:"ipv4VXLANTunnelAddr,omitempty"`
-	VXLANTunnelMACAddr   string             `json:"vxlanTunnelMACAddr,omitempty"`
-	IPv6VXLANTunnelAddr  string             `json:"ipv6VXLANTunnelAddr,omitempty"`
-	VXLANTunnelMACAddrV6 string             `json:"vxlanTunnelMACAddrV6,omitempty"`
-	Wireguard            *NodeWireguardSpec `json:"wireguard,omitempty"`
-	OrchRefs             []OrchRef          `json:"orchRefs,omitempty"`
-	Addresses            []NodeAddress      `json:"addresses,omitempty"`
-	Interfaces           []NodeInterface    `json:"interfaces,omitempty"`
+	BGP                  *NodeBGPSpec       `json:"bgp,omitempty"`                  // nil: the node takes no part in routing
+	IPv4VXLANTunnelAddr  string             `json:"ipv4VXLANTunnelAddr,omitempty"`  // of vxlan.calico; the agent's to write
+	VXLANTunnelMACAddr   string             `json:"vxlanTunnelMACAddr,omitempty"`   // of vxlan.calico; empty: derived from the name
+	IPv6VXLANTunnelAddr  string             `json:"ipv6VXLANTunnelAddr,omitempty"`  // of vxlan-v6.calico; the agent's to write
+	VXLANTunnelMACAddrV6 string             `json:"vxlanTunnelMACAddrV6,omitempty"` // of vxlan-v6.calico; empty: derived from the name
+	Wireguard            *NodeWireguardSpec `json:"wireguard,omitempty"`            // kept for Calico
+	OrchRefs             []OrchRef          `json:"orchRefs,omitempty"`             // the node's names in orchestrators
+	Addresses            []NodeAddress      `json:"addresses,omitempty"`            // all addresses known
+	Interfaces           []NodeInterface    `json:"interfaces,omitempty"`           // all interfaces known
 }
 
 // NodeBGPSpec is a node's part in BGP. The addresses carry the prefix length
 // of the node's own subnet, which CrossSubnet is decided by.
 type NodeBGPSpec struct {
-	ASNumber                *ASNumber `json:"asNumber,omitempty"`
-	IPv4Address             string    `json:"ipv4Address,omitempty"` // "10.0.0.1/24"
-	IPv6Address             string    `json:"ipv6Address,omitempty"`
-	IPv4IPIPTunnelAddr      string    `json:"ipv4IPIPTunnelAddr,omitempty"`
+	ASNumber                *ASNumber `json:"asNumber,omitempty"`                // nil: the cluster's
+	IPv4Address             string    `json:"ipv4Address,omitempty"`             // "10.0.0.1/24"
+	IPv6Address             string    `json:"ipv6Address,omitempty"`             // "fd00::1/64"
+	IPv4IPIPTunnelAddr      string    `json:"ipv4IPIPTunnelAddr,omitempty"`      // of tunl0; the agent's to write
 	RouteReflectorClusterID string    `json:"routeReflectorClusterID,omitempty"` // IPv4 form
 }
 
@@ -43,20 +43,20 @@ type NodeWireguardSpec struct {
 
 // OrchRef names the node as an orchestrator knows it.
 type OrchRef struct {
-	NodeName     string `json:"nodeName,omitempty"`
-	Orchestrator string `json:"orchestrator"`
+	NodeName     string `json:"nodeName,omitempty"` // the name there
+	Orchestrator string `json:"orchestrator"`       // "k8s"
 }
 
 // NodeAddress is one address of a node and what it is.
 type NodeAddress struct {
-	Address string `json:"address"`
+	Address string `json:"address"`        // with or without prefix length
 	Type    string `json:"type,omitempty"` // "CalicoNodeIP", "InternalIP", "ExternalIP"
 }
 
 // NodeInterface is one network interface of a node.
 type NodeInterface struct {
-	Name      string   `json:"name"`
-	Addresses []string `json:"addresses,omitempty"`
+	Name      string   `json:"name"`                // of the interface
+	Addresses []string `json:"addresses,omitempty"` // without prefix length
 }
 
 // NodeStatus is what the node reports about itself.

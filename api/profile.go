@@ -11,9 +11,9 @@ type Profile struct {
 
 // ProfileSpec is the specification (spec/calico.md §1.4).
 type ProfileSpec struct {
-	Ingress       []Rule            `json:"ingress,omitzero"`
-	Egress        []Rule            `json:"egress,omitzero"`
-	LabelsToApply map[string]string `json:"labelsToApply,omitempty"`
+	Ingress       []Rule            `json:"ingress,omitzero"`        // rules for packets to the endpoint
+	Egress        []Rule            `json:"egress,omitzero"`         // rules for packets from the endpoint
+	LabelsToApply map[string]string `json:"labelsToApply,omitempty"` // added to the endpoint's own
 }
 
 // Default fills the head and respells CIDRs in rules.

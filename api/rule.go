@@ -21,35 +21,35 @@ const (
 // list holds when one of its members does. An empty list that is present
 // ("nets": []) matches nobody and is not the same as an absent one.
 type Rule struct {
-	Action      Action        `json:"action"`
-	IPVersion   *int          `json:"ipVersion,omitempty"`
-	Protocol    *IntOrString  `json:"protocol,omitempty"`
-	ICMP        *ICMPFields   `json:"icmp,omitempty"`
-	NotProtocol *IntOrString  `json:"notProtocol,omitempty"`
-	NotICMP     *ICMPFields   `json:"notICMP,omitempty"`
-	Source      EntityRule    `json:"source,omitzero"`
-	Destination EntityRule    `json:"destination,omitzero"`
-	HTTP        *HTTPMatch    `json:"http,omitempty"`
-	Metadata    *RuleMetadata `json:"metadata,omitempty"`
+	Action      Action        `json:"action"`                // "Allow", "Deny", "Log" or "Pass"
+	IPVersion   *int          `json:"ipVersion,omitempty"`   // 4 or 6; nil: both
+	Protocol    *IntOrString  `json:"protocol,omitempty"`    // name or number; nil: all
+	ICMP        *ICMPFields   `json:"icmp,omitempty"`        // needs protocol ICMP or ICMPv6
+	NotProtocol *IntOrString  `json:"notProtocol,omitempty"` // all but this one
+	NotICMP     *ICMPFields   `json:"notICMP,omitempty"`     // all but these
+	Source      EntityRule    `json:"source,omitzero"`       // where the packet comes from
+	Destination EntityRule    `json:"destination,omitzero"`  // where it goes
+	HTTP        *HTTPMatch    `json:"http,omitempty"`        // needs action Allow and TCP
+	Metadata    *RuleMetadata `json:"metadata,omitempty"`    // notes
 }
 
 // ICMPFields restricts a rule to an ICMP type and code.
 type ICMPFields struct {
-	Type *int `json:"type,omitempty"`
-	Code *int `json:"code,omitempty"`
+	Type *int `json:"type,omitempty"` // 0-254
+	Code *int `json:"code,omitempty"` // 0-255; needs type
 }
 
 // EntityRule describes one end of the traffic.
 type EntityRule struct {
-	Nets              []string             `json:"nets,omitzero"`
-	Selector          string               `json:"selector,omitempty"`
-	NamespaceSelector string               `json:"namespaceSelector,omitempty"`
-	Services          *ServiceMatch        `json:"services,omitempty"`
-	Ports             []IntOrString        `json:"ports,omitzero"`
-	NotNets           []string             `json:"notNets,omitzero"`
-	NotSelector       string               `json:"notSelector,omitempty"`
-	NotPorts          []IntOrString        `json:"notPorts,omitzero"`
-	ServiceAccounts   *ServiceAccountMatch `json:"serviceAccounts,omitempty"`
+	Nets              []string             `json:"nets,omitzero"`               // any of these; an empty list matches nothing
+	Selector          string               `json:"selector,omitempty"`          // endpoints and network sets by label
+	NamespaceSelector string               `json:"namespaceSelector,omitempty"` // in the namespaces selected; "global()" for those in none
+	Services          *ServiceMatch        `json:"services,omitempty"`          // the endpoints of a service
+	Ports             []IntOrString        `json:"ports,omitzero"`              // numbers, "first:last" or names; any of these
+	NotNets           []string             `json:"notNets,omitzero"`            // none of these
+	NotSelector       string               `json:"notSelector,omitempty"`       // not the endpoints selected
+	NotPorts          []IntOrString        `json:"notPorts,omitzero"`           // none of these
+	ServiceAccounts   *ServiceAccountMatch `json:"serviceAccounts,omitempty"`   // workloads of these accounts
 }
 
 // IsZero reports whether nothing is restricted; a present empty list is a restriction.
@@ -61,31 +61,31 @@ func (e EntityRule) IsZero() bool {
 
 // ServiceMatch names a Kubernetes service whose endpoints match.
 type ServiceMatch struct {
-	Name      string `json:"name,omitempty"`
-	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`      // of the service
+	Namespace string `json:"namespace,omitempty"` // of the service; empty: the policy's
 }
 
 // ServiceAccountMatch restricts to workloads of service accounts, by name or label.
 type ServiceAccountMatch struct {
-	Names    []string `json:"names,omitzero"`
-	Selector string   `json:"selector,omitempty"`
+	Names    []string `json:"names,omitzero"`     // any of these
+	Selector string   `json:"selector,omitempty"` // accounts by label
 }
 
 // HTTPMatch restricts to HTTP requests; it needs an application-layer proxy.
 type HTTPMatch struct {
-	Methods []string   `json:"methods,omitzero"`
-	Paths   []HTTPPath `json:"paths,omitzero"`
+	Methods []string   `json:"methods,omitzero"` // "GET", ...
+	Paths   []HTTPPath `json:"paths,omitzero"`   // any of these
 }
 
 // HTTPPath is one path, exact or as a prefix.
 type HTTPPath struct {
-	Exact  string `json:"exact,omitempty"`
-	Prefix string `json:"prefix,omitempty"`
+	Exact  string `json:"exact,omitempty"`  // the whole path
+	Prefix string `json:"prefix,omitempty"` // its beginning
 }
 
 // RuleMetadata carries annotations of a rule, which become its comments.
 type RuleMetadata struct {
-	Annotations map[string]string `json:"annotations,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"` // carried along
 }
 
 // ruleContext says where a rule stands, which decides what it may say.

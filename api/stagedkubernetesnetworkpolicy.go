@@ -20,7 +20,7 @@ type StagedKubernetesNetworkPolicySpec struct {
 	PodSelector  LabelSelector           `json:"podSelector"`            // always written, if only as {}
 	Ingress      []KubernetesIngressRule `json:"ingress,omitempty"`
 	Egress       []KubernetesEgressRule  `json:"egress,omitempty"`
-	PolicyTypes  []PolicyType            `json:"policyTypes,omitempty"`
+	PolicyTypes  []PolicyType            `json:"policyTypes,omitempty"` // empty: as the rules say
 }
 
 // Default fills the head and, unless the policy is staged for deletion, the

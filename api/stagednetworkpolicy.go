@@ -11,15 +11,15 @@ type StagedNetworkPolicy struct {
 
 // StagedNetworkPolicySpec is the specification (spec/calico.md §1.4, §5.1, §5.2).
 type StagedNetworkPolicySpec struct {
-	StagedAction           StagedAction `json:"stagedAction,omitempty"` // empty: Set
-	Tier                   string       `json:"tier,omitempty"`         // empty: "default"
-	Order                  *float64     `json:"order,omitempty"`        // ascending; nil: after all others
-	Ingress                []Rule       `json:"ingress,omitempty"`
-	Egress                 []Rule       `json:"egress,omitempty"`
-	Selector               string       `json:"selector,omitempty"`
-	Types                  []PolicyType `json:"types,omitempty"`
-	ServiceAccountSelector string       `json:"serviceAccountSelector,omitempty"`
-	PerformanceHints       []string     `json:"performanceHints,omitempty"`
+	StagedAction           StagedAction `json:"stagedAction,omitempty"`           // empty: Set
+	Tier                   string       `json:"tier,omitempty"`                   // empty: "default"
+	Order                  *float64     `json:"order,omitempty"`                  // ascending; nil: after all others
+	Ingress                []Rule       `json:"ingress,omitempty"`                // rules for packets to the endpoints, in order
+	Egress                 []Rule       `json:"egress,omitempty"`                 // rules for packets from the endpoints, in order
+	Selector               string       `json:"selector,omitempty"`               // endpoints that the policy applies to; empty: all
+	Types                  []PolicyType `json:"types,omitempty"`                  // "Ingress", "Egress"; empty: as the rules say
+	ServiceAccountSelector string       `json:"serviceAccountSelector,omitempty"` // of the endpoints' accounts
+	PerformanceHints       []string     `json:"performanceHints,omitempty"`       // "AssumeNeededOnEveryNode"
 }
 
 func (p *StagedNetworkPolicy) fields() policyFields {

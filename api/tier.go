@@ -12,8 +12,8 @@ type Tier struct {
 
 // TierSpec is the specification (spec/calico.md §1.3, §1.4, §5.1).
 type TierSpec struct {
-	Order         *float64 `json:"order,omitempty"` // nil counts as 1000000
-	DefaultAction *Action  `json:"defaultAction,omitempty"`
+	Order         *float64 `json:"order,omitempty"`         // nil counts as 1000000
+	DefaultAction *Action  `json:"defaultAction,omitempty"` // "Deny" (also when nil) or "Pass": what happens to packets that no rule of the tier decides
 }
 
 // TierStatus is what controllers report about a tier.

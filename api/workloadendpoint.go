@@ -16,38 +16,38 @@ type WorkloadEndpoint struct {
 
 // WorkloadEndpointSpec is the specification (spec/calico.md §1.4, §1.5).
 type WorkloadEndpointSpec struct {
-	Orchestrator               string         `json:"orchestrator,omitempty"` // "k8s", "cni", "libnetwork", other
-	Workload                   string         `json:"workload,omitempty"`
-	Node                       string         `json:"node,omitempty"`
-	ContainerID                string         `json:"containerID,omitempty"`
-	Pod                        string         `json:"pod,omitempty"`
-	Endpoint                   string         `json:"endpoint,omitempty"` // interface name inside the workload
-	ServiceAccountName         string         `json:"serviceAccountName,omitempty"`
-	IPNetworks                 []string       `json:"ipNetworks,omitempty"` // "192.168.1.5/32"
-	IPNATs                     []IPNAT        `json:"ipNATs,omitempty"`
-	IPv4Gateway                string         `json:"ipv4Gateway,omitempty"`
-	IPv6Gateway                string         `json:"ipv6Gateway,omitempty"`
-	Profiles                   []string       `json:"profiles,omitempty"`
-	InterfaceName              string         `json:"interfaceName,omitempty"` // host side
-	MAC                        string         `json:"mac,omitempty"`
-	Ports                      []EndpointPort `json:"ports,omitempty"`
-	AllowSpoofedSourcePrefixes []string       `json:"allowSpoofedSourcePrefixes,omitempty"`
-	QoSControls                *QoSControls   `json:"qosControls,omitempty"`
+	Orchestrator               string         `json:"orchestrator,omitempty"`               // "k8s", "cni", "libnetwork", other
+	Workload                   string         `json:"workload,omitempty"`                   // name in other orchestrators
+	Node                       string         `json:"node,omitempty"`                       // where it runs
+	ContainerID                string         `json:"containerID,omitempty"`                // of the runtime
+	Pod                        string         `json:"pod,omitempty"`                        // in Kubernetes
+	Endpoint                   string         `json:"endpoint,omitempty"`                   // interface name inside the workload
+	ServiceAccountName         string         `json:"serviceAccountName,omitempty"`         // in Kubernetes
+	IPNetworks                 []string       `json:"ipNetworks,omitempty"`                 // "192.168.1.5/32"
+	IPNATs                     []IPNAT        `json:"ipNATs,omitempty"`                     // floating addresses
+	IPv4Gateway                string         `json:"ipv4Gateway,omitempty"`                // of its default route
+	IPv6Gateway                string         `json:"ipv6Gateway,omitempty"`                // of its default route
+	Profiles                   []string       `json:"profiles,omitempty"`                   // in order
+	InterfaceName              string         `json:"interfaceName,omitempty"`              // host side
+	MAC                        string         `json:"mac,omitempty"`                        // inside the workload
+	Ports                      []EndpointPort `json:"ports,omitempty"`                      // names for policy
+	AllowSpoofedSourcePrefixes []string       `json:"allowSpoofedSourcePrefixes,omitempty"` // sources it may use beside its own addresses
+	QoSControls                *QoSControls   `json:"qosControls,omitempty"`                // limits
 }
 
 // IPNAT maps a floating address to one of the endpoint's own.
 type IPNAT struct {
-	InternalIP string `json:"internalIP"`
-	ExternalIP string `json:"externalIP"`
+	InternalIP string `json:"internalIP"` // of the workload
+	ExternalIP string `json:"externalIP"` // the floating one
 }
 
 // EndpointPort is a named port that rules may refer to.
 type EndpointPort struct {
-	Name     string      `json:"name,omitempty"`
-	Protocol IntOrString `json:"protocol"`
-	Port     uint16      `json:"port"`
-	HostPort uint16      `json:"hostPort"`
-	HostIP   string      `json:"hostIP"`
+	Name     string      `json:"name,omitempty"` // for policy
+	Protocol IntOrString `json:"protocol"`       // "TCP", "UDP" or "SCTP"
+	Port     uint16      `json:"port"`           // 1-65535
+	HostPort uint16      `json:"hostPort"`       // 0: none
+	HostIP   string      `json:"hostIP"`         // of hostPort
 }
 
 // QoSControls limits an endpoint's traffic: bits/s, bits, packets/s, packets, connections.

@@ -7,12 +7,8 @@ import (
 	"context"
 	"os"
 
-	"github.com/spf13/cobra"
-
-	"github.com/manekinet/maneki/agent/agentcmd"
-	"github.com/manekinet/maneki/cni/cnicmd"
+	"github.com/manekinet/maneki/cmd/verbs"
 	"github.com/manekinet/maneki/ctl"
-	"github.com/manekinet/maneki/lab/labcmd"
 )
 
 // Stamped by the linker; see the Makefile.
@@ -22,11 +18,7 @@ var (
 )
 
 func main() {
-	os.Exit(ctl.Execute(context.Background(), ctl.Options{
-		Name:         ctl.ProgramName(os.Args[0]),
-		Version:      version,
-		GitRevision:  commit,
-		Commands:     []*cobra.Command{labcmd.Command(), cnicmd.Command()},
-		NodeCommands: []*cobra.Command{agentcmd.Run(version)},
-	}, os.Args[1:]))
+	o := verbs.Options(version, commit)
+	o.Name = ctl.ProgramName(os.Args[0])
+	os.Exit(ctl.Execute(context.Background(), o, os.Args[1:]))
 }
