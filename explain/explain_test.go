@@ -107,8 +107,16 @@ func TestGolden(t *testing.T) {
 		from, to string
 		port     uint16
 	}{
-		{"client", "web", 80}, {"fe", "web", 80}, {"fe", "web", 81}, {"client", "fe", 80}, {"client", "h1", 22}, {"client", "h2", 9000}, {"client", "203.0.113.9", 443},
-		{"h1", "h2", 9000}, {"h2", "web", 80}, {"203.0.113.9", "web", 80},
+		{"client", "web", 80},
+		{"fe", "web", 80},
+		{"fe", "web", 81},
+		{"client", "fe", 80},
+		{"client", "h1", 22},
+		{"client", "h2", 9000},
+		{"client", "203.0.113.9", 443},
+		{"h1", "h2", 9000},
+		{"h2", "web", 80},
+		{"203.0.113.9", "web", 80},
 	} {
 		fmt.Fprintf(&b, "$ explain %s %s tcp/%d\n%s\n", q.from, q.to, q.port, ask(t, n, q.from, q.to, q.port).Text(n))
 	}

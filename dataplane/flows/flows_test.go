@@ -3,7 +3,6 @@ package flows_test
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -155,7 +154,7 @@ func listAndEnd(t *testing.T) {
 	}
 	list := icmp()
 	if len(list) != 1 || !list[0].Replied || list[0].Reply.Src.String() != "10.1.1.1" {
-		t.Fatal(fmt.Sprintf("connections %+v", list))
+		t.Fatalf("connections %+v", list)
 	}
 	if err := tracker.End(list); err != nil {
 		t.Fatal(err)
