@@ -126,58 +126,78 @@ func (s *simulation) mode(mode string) error {
 }
 
 func (s *simulation) one(mode string, changes int) error {
-	begin := time.Now()
-	if err := s.mode(mode); err != nil {
+	dev := map[string]string{"IPIP": "tunl0", "VXLAN": "vxlan.calico"}[mode]
+	all, err := s.switchOver(mode, dev)
+	if err != nil {
 		return err
 	}
-	missing := map[string]bool{}
-	for i := range s.n {
-		missing[block(i).String()] = true
-	}
-	begin = time.Now()
-	dev := map[string]string{"IPIP": "tunl0", "VXLAN": "vxlan.calico"}[mode]
-	for len(missing) > 0 {
-		u, err := s.next()
-		if err != nil {
-			return fmt.Errorf("%d routes are missing: %w", len(missing), err)
-		}
-		if u.Type == unix.RTM_NEWROUTE && u.Dst != nil && leadsBy(u, dev) {
-			delete(missing, u.Dst.String())
-		}
-	}
-	all := time.Since(begin)
 	time.Sleep(2 * time.Second)
 	rss := s.rss()
 	var took []time.Duration
 	for c := range changes {
-		i := c * s.n / changes
-		if err := s.node(i, strings.Replace(host(i), "10.200.", "10.201.", 1)); err != nil {
+		d, err := s.move(c*s.n/changes, mode, dev)
+		if err != nil {
 			return err
 		}
-		begin := time.Now()
-		if mode == "IPIP" { // with VXLAN the forwarding entry changes, not the route
-			for {
-				u, err := s.next()
-				if err != nil {
-					return fmt.Errorf("change of %s: %w", name(i), err)
-				}
-				if u.Dst != nil && u.Dst.String() == block(i).String() && strings.HasPrefix(u.Gw.String(), "10.201.") {
-					break
-				}
-			}
-		} else if err := s.entry(dev, strings.Replace(host(i), "10.200.", "10.201.", 1)); err != nil {
-			return fmt.Errorf("change of %s: %w", name(i), err)
-		}
-		took = append(took, time.Since(begin))
-		if err := s.node(i, host(i)); err != nil {
-			return err
-		}
+		took = append(took, d)
 		time.Sleep(20 * time.Millisecond)
 	}
 	slices.Sort(took)
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	fmt.Printf("| %s | %.0f | %.1f | %.1f | %.1f |\n", mode, ms(all), rss, ms(took[len(took)/2]), ms(took[len(took)*99/100]))
 	return nil
+}
+
+// switchOver sets the pool's mode and waits for every route.
+func (s *simulation) switchOver(mode, dev string) (time.Duration, error) {
+	missing := map[string]bool{}
+	for i := range s.n {
+		missing[block(i).String()] = true
+	}
+	if err := s.mode(mode); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	for len(missing) > 0 {
+		u, err := s.next()
+		if err != nil {
+			return 0, fmt.Errorf("%d routes are missing: %w", len(missing), err)
+		}
+		if u.Type == unix.RTM_NEWROUTE && u.Dst != nil && leadsBy(u, dev) {
+			delete(missing, u.Dst.String())
+		}
+	}
+	return time.Since(begin), nil
+}
+
+// move gives one host another address, waits until this host sends there, and moves it back.
+func (s *simulation) move(i int, mode, dev string) (time.Duration, error) {
+	to := strings.Replace(host(i), "10.200.", "10.201.", 1)
+	if err := s.node(i, to); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	wait := s.entry // with VXLAN the forwarding entry changes, not the route
+	if mode == "IPIP" {
+		wait = func(_, to string) error { return s.gateway(block(i), to) }
+	}
+	if err := wait(dev, to); err != nil {
+		return 0, fmt.Errorf("change of %s: %w", name(i), err)
+	}
+	return time.Since(begin), s.node(i, host(i))
+}
+
+// gateway waits for a route to lead to a host.
+func (s *simulation) gateway(dst netip.Prefix, to string) error {
+	for {
+		u, err := s.next()
+		if err != nil {
+			return err
+		}
+		if u.Dst != nil && u.Dst.String() == dst.String() && u.Gw.String() == to {
+			return nil
+		}
+	}
 }
 
 func (s *simulation) next() (netlink.RouteUpdate, error) {

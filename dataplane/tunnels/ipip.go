@@ -1,6 +1,7 @@
 package tunnels
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,26 +134,16 @@ func (a *Applier) dumpIPIP(name string) (t desired.Tunnel, there bool, err error
 // dumpPrograms fills in what the programs and their maps say.
 func (a *Applier) dumpPrograms(link netlink.Link, t *desired.Tunnel) error {
 	d := &a.ipip
-	at := link.Attrs()
 	if d.programs == nil {
 		t.Broken = "programs of an earlier process"
 		return nil
 	}
-	tunnelMAC, wireMAC := ends()
 	wire, err := a.handle.LinkByIndex(link.(*netlink.Veth).ParentIndex)
-	switch {
-	case err != nil:
+	if err != nil {
 		t.Broken = "other end is missing"
-	case wire.Attrs().RawFlags&unix.IFF_UP == 0:
-		t.Broken = "other end is down"
-	case wire.Attrs().HardwareAddr.String() != wireMAC.String() || at.HardwareAddr.String() != tunnelMAC.String():
-		t.Broken = "MAC"
-	case at.RawFlags&unix.IFF_NOARP == 0:
-		t.Broken = "ARP"
-	case at.MasterIndex != 0 || wire.Attrs().MasterIndex != 0:
-		t.Broken = "enslaved"
+		return nil
 	}
-	if t.Broken != "" {
+	if t.Broken = cmp.Or(t.Broken, brokenPair(link, wire)); t.Broken != "" {
 		return nil
 	}
 	config, err := d.programs.Configured()
@@ -160,7 +151,7 @@ func (a *Applier) dumpPrograms(link netlink.Link, t *desired.Tunnel) error {
 		return err
 	}
 	t.Local = config.Local
-	if config != programConfig(t.Local, at.Index, wire.Attrs().Index) {
+	if config != programConfig(t.Local, link.Attrs().Index, wire.Attrs().Index) {
 		t.Broken = "configuration of the programs"
 	}
 	if ok, err := d.programs.Attached(ipip.Encap, wire.Attrs().Index); err != nil || !ok {
@@ -170,18 +161,47 @@ func (a *Applier) dumpPrograms(link netlink.Link, t *desired.Tunnel) error {
 	if t.Hosts, err = d.programs.Hosts(); err != nil {
 		return err
 	}
+	t.Uplinks, err = a.attached()
+	return err
+}
+
+// brokenPair says what differs in the two ends that is no field of a tunnel.
+func brokenPair(link, wire netlink.Link) string {
+	tunnelMAC, wireMAC := ends()
+	this, other := link.Attrs(), wire.Attrs()
+	switch {
+	case other.RawFlags&unix.IFF_UP == 0:
+		return "other end is down"
+	case this.HardwareAddr.String() != tunnelMAC.String() || other.HardwareAddr.String() != wireMAC.String():
+		return "MAC"
+	case this.RawFlags&unix.IFF_NOARP == 0:
+		return "ARP"
+	case this.MasterIndex != 0 || other.MasterIndex != 0:
+		return "enslaved"
+	}
+	return ""
+}
+
+// attached are those of the uplinks that exist and have the program.
+func (a *Applier) attached() (string, error) {
 	var up []string
-	for _, name := range uplinks(d.put) {
+	for _, name := range uplinks(a.ipip.put) {
 		l, err := a.link(name)
-		if l == nil || err != nil {
+		if err != nil {
+			return "", err
+		}
+		if l == nil {
 			continue
 		}
-		if ok, err := d.programs.Attached(ipip.Decap, l.Attrs().Index); err == nil && ok {
+		ok, err := a.ipip.programs.Attached(ipip.Decap, l.Attrs().Index)
+		if err != nil {
+			return "", err
+		}
+		if ok {
 			up = append(up, name)
 		}
 	}
-	t.Uplinks = strings.Join(up, ",")
-	return nil
+	return strings.Join(up, ","), nil
 }
 
 func uplinks(t desired.Tunnel) []string {
@@ -302,17 +322,22 @@ func (a *Applier) putPrograms(link netlink.Link, t desired.Tunnel) error {
 	if err := d.programs.Attach(ipip.Encap, d.wire); err != nil {
 		return err
 	}
-	for _, name := range uplinks(t) {
+	return a.attachUplinks(uplinks(t), uplinks(d.put))
+}
+
+// attachUplinks puts the program onto these interfaces, and takes it off those that were before and are none of them.
+func (a *Applier) attachUplinks(want, before []string) error {
+	for _, name := range want {
 		l, err := a.handle.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("find underlay %s: %w", name, err)
 		}
-		if err := d.programs.Attach(ipip.Decap, l.Attrs().Index); err != nil {
+		if err := a.ipip.programs.Attach(ipip.Decap, l.Attrs().Index); err != nil {
 			return err
 		}
 	}
-	for _, name := range uplinks(d.put) {
-		if !slices.Contains(uplinks(t), name) {
+	for _, name := range before {
+		if !slices.Contains(want, name) {
 			if err := a.detach(name); err != nil {
 				return err
 			}
@@ -431,14 +456,8 @@ func (a *Applier) intact() bool {
 	if ok, err := d.programs.Attached(ipip.Encap, d.wire); err != nil || !ok {
 		return false
 	}
-	for _, name := range uplinks(d.put) {
-		l, err := a.link(name)
-		if l == nil || err != nil {
-			continue // the link's own notification tells
-		}
-		if ok, err := d.programs.Attached(ipip.Decap, l.Attrs().Index); err != nil || !ok {
-			return false
-		}
+	if up, err := a.attached(); err != nil || up != d.put.Uplinks {
+		return false
 	}
 	hosts, err := d.programs.Hosts()
 	config, cerr := d.programs.Configured()
