@@ -101,6 +101,10 @@ func (in *inputFlags) documents(stdin io.Reader) ([]strict.Document, error) {
 func (in *inputFlags) files() ([]string, error) {
 	info, err := os.Stat(in.filename)
 	if err != nil {
+		var at *fs.PathError
+		if errors.As(err, &at) {
+			at.Op = "open" // calicoctl's word, which scripts look for
+		}
 		return nil, err
 	}
 	if !info.IsDir() {

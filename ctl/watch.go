@@ -26,14 +26,15 @@ type watchEvent struct {
 
 // watcher prints the resources of a kind and then every change.
 type watcher struct {
-	app   *app
-	kind  api.Kind
-	names map[datastore.Key]bool // nil: all
-	print func(e watchEvent) error
-	known map[datastore.Key]api.Object
-	lost  bool
-	err   error // of printing
-	stop  context.CancelFunc
+	headed bool // the table has a header, which an empty datastore shows too
+	app    *app
+	kind   api.Kind
+	names  map[datastore.Key]bool // nil: all
+	print  func(e watchEvent) error
+	known  map[datastore.Key]api.Object
+	lost   bool
+	err    error // of printing
+	stop   context.CancelFunc
 }
 
 // watch prints until the context ends.
@@ -51,7 +52,8 @@ func (a *app) watch(ctx context.Context, g *getFlags, kind api.Kind, wanted []it
 	defer store.Close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	w := &watcher{app: a, kind: kind, known: map[datastore.Key]api.Object{}, stop: stop}
+	table := !slices.Contains([]string{"yaml", "yml", "json"}, g.output)
+	w := &watcher{app: a, kind: kind, known: map[datastore.Key]api.Object{}, stop: stop, headed: table}
 	q := datastore.Query{Kind: kind.Name}
 	switch {
 	case !kind.Namespaced || g.allNamespaces:
@@ -108,6 +110,10 @@ func (w *watcher) deliver(b datastore.Batch) {
 			continue // a policy's key may not have its name
 		}
 		w.put(e.Entry.Key, o)
+	}
+	if b.InSync && w.headed {
+		w.headed = false
+		w.emit(watchEvent{})
 	}
 }
 
@@ -185,8 +191,9 @@ func watchColumns(g *getFlags, kind api.Kind) ([]api.Column, error) {
 	return columns, nil
 }
 
-// streamTable prints a table whose rows come one by one: a column that was too
-// narrow is wider from then on.
+// streamTable prints a table whose rows come one by one: the header has the widths
+// of the first, and a column that was too narrow is wider from then on. An event
+// without an object only makes sure that the header is there.
 func streamTable(out io.Writer, columns []api.Column, cells api.PrintContext) (func(watchEvent) error, error) {
 	header := []string{"EVENT"}
 	for _, c := range columns {
@@ -203,14 +210,28 @@ func streamTable(out io.Writer, columns []api.Column, cells api.PrintContext) (f
 		_, err := fmt.Fprintln(out, b.String())
 		return err
 	}
-	if err := row(header); err != nil {
-		return nil, err
-	}
+	begun := false
 	return func(e watchEvent) error {
 		texts := []string{e.Type}
-		for _, c := range columns {
-			texts = append(texts, oneLine(c.Value(e.Object, cells)))
+		if e.Object == nil {
+			texts = nil
+		} else {
+			for _, c := range columns {
+				texts = append(texts, oneLine(c.Value(e.Object, cells)))
+			}
 		}
-		return row(slices.Clip(texts))
+		if !begun {
+			for i, text := range texts {
+				widths[i] = max(widths[i], utf8.RuneCountInString(text))
+			}
+			begun = true
+			if err := row(header); err != nil {
+				return err
+			}
+		}
+		if texts == nil {
+			return nil
+		}
+		return row(texts)
 	}, nil
 }

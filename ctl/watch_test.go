@@ -91,7 +91,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, gotLines := table.waitFor(t, 5), lines.waitFor(t, 2)
-	want := `EVENT      NAME   CIDR   SELECTOR   
+	want := `EVENT      NAME   CIDR          SELECTOR   
 ADDED      a      10.1.0.0/16   all()      
 ADDED      b      10.2.0.0/16   all()      
 MODIFIED   a      10.1.0.0/16   has(rack)   
@@ -151,7 +151,7 @@ func TestWatchSaysThatTheDatastoreIsLost(t *testing.T) {
 	f := &flaky{keepOpen: keepOpen{memory.New()}, broken: false}
 	f.set(true)
 	out, end := startWatch(t, f, "get", "ippools")
-	out.waitFor(t, 2)
+	out.waitFor(t, 1)
 	f.set(false)
 	text := out.waitFor(t, 3)
 	if !strings.Contains(text, "Warning: the datastore is lost: ") || !strings.Contains(text, "Warning: the datastore is back\n") {

@@ -33,11 +33,12 @@ type flags struct {
 	docker, dockerScope                         string
 	labels                                      map[string]string
 
-	container bool
-	image     string
-	init      bool   // --container in the foreground
-	logDir    string // accepted for calicoctl's sake: the log is the container's
-	dryRun    bool
+	container   bool
+	image       string
+	init        bool   // --container in the foreground
+	logDir      string // accepted for calicoctl's sake: the log is the container's
+	felixConfig string // accepted for calicoctl's sake, too
+	dryRun      bool
 }
 
 // Run returns the command `run`, to be mounted below `node`.
@@ -88,8 +89,11 @@ MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
 	p.BoolVar(&f.init, "init-system", false, "with --container: stay in the foreground, for an init system that restarts it")
 	p.StringVar(&f.logDir, "log-dir", "", "accepted and not used: the agent logs to stderr")
 	p.BoolVar(&f.dryRun, "dryrun", false, "say what would be run and stop")
-	if err := p.MarkHidden("log-dir"); err != nil {
-		panic(err) // the name stands a few lines above
+	p.StringVar(&f.felixConfig, "felix-config", "", "accepted and not used: FelixConfiguration and the FELIX_ variables say it")
+	for _, name := range []string{"log-dir", "felix-config"} {
+		if err := p.MarkHidden(name); err != nil {
+			panic(err) // the names stand a few lines above
+		}
 	}
 	return c
 }
