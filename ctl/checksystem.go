@@ -46,6 +46,7 @@ func inspect(config string) (*System, error) {
 
 func (a *app) checksystemCommand() *cobra.Command {
 	var config string
+	var clean bool
 	c := &cobra.Command{
 		Use:   "checksystem",
 		Short: "Check that this host can run a node",
@@ -53,7 +54,9 @@ func (a *app) checksystemCommand() *cobra.Command {
 namespace of its own, and the modules that Calico asks for are looked up. What the
 kernel can do decides; a module that is missing is named with what takes its place.
 
-What Calico or flannel left on this host is listed; nothing is changed.`,
+What Calico or flannel left on this host is listed; nothing is changed. With
+--clean-leftovers the interfaces, routes, rules and packet filters among it are removed,
+but what is in use, what runs, and files.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			s, err := a.Inspect(config)
@@ -63,11 +66,46 @@ What Calico or flannel left on this host is listed; nothing is changed.`,
 			if err != nil {
 				return err
 			}
-			return printSystem(a.Stdout, s)
+			if !clean {
+				return printSystem(a.Stdout, s)
+			}
+			return errors.Join(a.cleanLeftovers(), printSystem(a.Stdout, s.withoutLeftovers()))
 		},
 	}
 	c.Flags().StringVarP(&config, "kernel-config", "f", "", "the kernel's configuration, if it is not in one of the usual places")
+	c.Flags().BoolVar(&clean, "clean-leftovers", false, "remove what a former Calico or flannel left in the kernel")
 	return c
+}
+
+func (s *System) withoutLeftovers() *System {
+	copied := *s
+	copied.Leftovers = nil
+	return &copied
+}
+
+// cleanLeftovers removes what can be removed and says what became of each.
+func (a *app) cleanLeftovers() error {
+	cleaned, err := probe.Clean("")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(a.Stdout, "Cleaning what others left...")
+	failed := 0
+	for _, c := range cleaned {
+		outcome := "removed"
+		switch {
+		case c.Err != nil:
+			outcome = "FAILED: " + c.Err.Error()
+			failed++
+		case c.Keep != "":
+			outcome = "kept: " + c.Keep
+		}
+		fmt.Fprintf(a.Stdout, "\t\t%-8s %s: %s\n", c.Of, c.What, outcome)
+	}
+	if failed > 0 {
+		return exit.New(exit.General, "", fmt.Errorf("%d of %d leftovers could not be removed", failed, len(cleaned)))
+	}
+	return nil
 }
 
 // minimumKernel is the first Linux with network namespaces and veth pairs; what
@@ -107,9 +145,13 @@ func printSystem(w io.Writer, s *System) error {
 		result(f.Feature, word(f.OK()))
 	}
 	if len(s.Leftovers) > 0 {
-		fmt.Fprintln(w, "Found on this host (nothing was changed):")
+		fmt.Fprintln(w, "Found on this host (nothing was changed; --clean-leftovers removes what has no remark):")
 		for _, l := range s.Leftovers {
-			fmt.Fprintf(w, "\t\t%-8s %s\n", l.Of, l.What)
+			remark := ""
+			if l.Keep != "" {
+				remark = " (" + l.Keep + ")"
+			}
+			fmt.Fprintf(w, "\t\t%-8s %s%s\n", l.Of, l.What, remark)
 		}
 	}
 	if !good || len(missing) > 0 {

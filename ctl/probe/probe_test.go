@@ -2,7 +2,6 @@ package probe
 
 import (
 	"compress/gzip"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -111,24 +110,5 @@ func TestPresent(t *testing.T) {
 	check(Files{Root: root, Release: "6.2", Config: filepath.Join(root, "my.config")}, "ip_set", "xt_bpf", "xt_set")
 	if _, err := (Files{Root: root, Config: filepath.Join(root, "none")}).Present(); err == nil {
 		t.Error("a configuration that is not there was read")
-	}
-}
-
-func TestLeftovers(t *testing.T) {
-	root := t.TempDir()
-	write(t, root, "etc/cni/net.d/10-flannel.conflist", "{}")
-	write(t, root, "var/lib/calico/nodename", "n1")
-	write(t, root, "proc/41/comm", "bird\n")
-	write(t, root, "proc/42/comm", "sshd\n")
-	got := fmt.Sprint(append(files(root), processes(root)...))
-	if want := "[{Calico file /var/lib/calico} {flannel file /etc/cni/net.d/10-flannel.conflist} {Calico process bird (41)}]"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	got = fmt.Sprint(ofInterfaces([]string{"lo", "eth0", "cali123", "cali456", "tunl0", "flannel.1", "cni0"}))
-	if want := "[{Calico interface tunl0} {flannel interface flannel.1} {flannel interface cni0} {Calico 2 interfaces of workloads (cali...)}]"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	if _, err := Leftovers(root); err != nil {
-		t.Error(err)
 	}
 }
