@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,7 +52,7 @@ func disk(dir string) (total, free int64, err error) {
 			return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
 		}
 		up := filepath.Dir(dir)
-		if !os.IsNotExist(err) || up == dir {
+		if !os.IsNotExist(err) && !errors.Is(err, unix.ENOTDIR) || up == dir { // what stands in the way is said when the folder is made
 			return 0, 0, fmt.Errorf("find out the size of the disk of %s: %w", dir, err)
 		}
 		dir = up
