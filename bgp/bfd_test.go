@@ -43,7 +43,7 @@ func TestBFDBetweenSpeakers(t *testing.T) {
 	b.stop()
 	eventually(t, "BFD down", func() bool { return a.peer("10.1.30.2").BFD.State == "Down" }, a)
 	time.Sleep(50 * time.Millisecond)
-	p, _ := a.table.Best(netip.MustParsePrefix("10.65.1.0/26"))
+	p, _ := a.path("10.65.1.0/26")
 	if !p.Stale || p.Demoted {
 		t.Errorf("after an orderly stop: stale %t, demoted %t; want stale only", p.Stale, p.Demoted)
 	}

@@ -9,12 +9,20 @@ import (
 	"time"
 
 	"github.com/manekinet/maneki/bgp/message"
+	"github.com/manekinet/maneki/bgp/rib"
 )
 
 func longLived(addr string, d time.Duration) Peer {
 	p := realPeer(addr)
 	p.RestartTime, p.LongLived = time.Second, d
 	return p
+}
+
+// path is the best path as it is held, with what Best does not show.
+func (n *node) path(prefix string) (rib.Path, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.table.Best(netip.MustParsePrefix(prefix))
 }
 
 // TestLongLivedBIRD kills BIRD: after its restart time of a second its routes stay for 4 s more, as the last
@@ -51,7 +59,7 @@ func TestLongLivedBIRD(t *testing.T) {
 	}
 	eventually(t, "no longer told to who does not know the mark", func() bool { return !b.has("10.244.7.0/26") }, n, b)
 	mark := func(m *node) bool {
-		p, ok := m.table.Best(netip.MustParsePrefix("10.244.7.0/26"))
+		p, ok := m.path("10.244.7.0/26")
 		return ok && p.Attrs.Value().HasCommunity(message.LLGRStale) && p.Demoted
 	}
 	eventually(t, "told with the mark to who knows it", func() bool { return mark(a) }, n, a)
@@ -75,7 +83,7 @@ func TestLongLivedComesBack(t *testing.T) {
 	n.cfg.Peers[six.Addr] = six
 	n.set()
 	path := func() (stale, marked bool) {
-		p, ok := n.table.Best(netip.MustParsePrefix("10.244.7.0/26"))
+		p, ok := n.path("10.244.7.0/26")
 		if !ok {
 			t.Fatal("the route is gone")
 		}
