@@ -54,9 +54,10 @@ func get[T any](ctx context.Context, e *engine, path string) (answer T, err erro
 
 // dockerNetwork is the part of Docker's description of a network that is used.
 type dockerNetwork struct {
-	Name    string
-	Options map[string]string // -o
-	IPAM    struct{ Config []struct{ Subnet string } }
+	Name     string
+	Internal bool
+	Options  map[string]string // -o
+	IPAM     struct{ Config []struct{ Subnet string } }
 }
 
 func (e *engine) network(ctx context.Context, id string) (dockerNetwork, error) {

@@ -83,6 +83,7 @@ func (s *Server) describe(ctx context.Context, id string) (network, error) {
 	}
 	w.Docker = d.Name
 	if !known {
+		w.Internal = d.Internal
 		if err := w.set(d.Options); err != nil { // of another driver's time
 			s.Log.Warn("an option of the network is not known", "network", id, "err", err)
 		}

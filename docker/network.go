@@ -20,6 +20,7 @@ import (
 const (
 	optionsKey = "com.docker.network.generic" // what -o says
 	ipv6Key    = "com.docker.network.enable_ipv6"
+	internal   = "com.docker.network.internal"
 )
 
 // annotationNetworkID is what Calico notes on the pool of a network (spec/calico.md §8).
@@ -76,6 +77,13 @@ func (s *Server) createNetwork(ctx context.Context, q networkRequest) (none, err
 	for k, v := range q.Options {
 		switch k {
 		case ipv6Key:
+		case internal:
+			if err := json.Unmarshal(v, &w.Internal); err != nil {
+				return none{}, fmt.Errorf("option %s is %s, not true or false", k, v)
+			}
+			if w.Internal { // nobody would keep its containers in
+				return none{}, errors.New("--internal is not served: policy is not enforced by this build")
+			}
 		case optionsKey:
 			options := map[string]string{}
 			if err := json.Unmarshal(v, &options); err != nil {
@@ -206,7 +214,7 @@ func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpo
 	if err != nil {
 		return a, err
 	}
-	p.Network, p.MTU = profileName(w.Name), w.MTU
+	p.Network, p.MTU, p.Internal = profileName(w.Name), w.MTU, w.Internal
 	p.Labels, p.Annotations = s.foresee(ctx, w, &q)
 	if err := s.loadPorts(ctx); err != nil {
 		return a, err

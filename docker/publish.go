@@ -12,10 +12,8 @@ import (
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/docker/resolver"
+	"github.com/manekinet/maneki/endpoint"
 )
-
-// publishedName is the name of all ports that Docker publishes, by which profiles and policies can allow them.
-const publishedName = "docker-published"
 
 // Ports for "any", as Docker's own driver chooses them.
 const (
@@ -44,10 +42,18 @@ func (p hostPort) collides(o hostPort) bool {
 // programExternal publishes the ports of a container. It comes before the container's program starts. The ports stand in
 // the endpoint, so that they hold whatever restarts.
 func (s *Server) programExternal(ctx context.Context, q externalRequest) (none, error) {
-	if err := checkID("endpoint ID", q.EndpointID); err != nil {
+	if err := errors.Join(checkID("network ID", q.NetworkID), checkID("endpoint ID", q.EndpointID)); err != nil {
 		return none{}, err
 	}
 	if len(q.Options.PortMap) == 0 {
+		return none{}, nil
+	}
+	w, err := s.describe(ctx, q.NetworkID)
+	if err != nil {
+		return none{}, err
+	}
+	if w.Internal { // as Docker's own driver
+		s.Log.Warn("ports of an internal network are not published", "network", w.Name, "endpoint", q.EndpointID)
 		return none{}, nil
 	}
 	s.publish.Lock() // two containers that start at once must not choose the same port
@@ -63,7 +69,7 @@ func (s *Server) programExternal(ctx context.Context, q externalRequest) (none, 
 			return none{}, err
 		}
 		taken = append(taken, p)
-		e := api.EndpointPort{Name: publishedName, Protocol: api.FromText(p.proto), Port: b.Port, HostPort: p.port}
+		e := api.EndpointPort{Name: endpoint.PublishedPorts, Protocol: api.FromText(p.proto), Port: b.Port, HostPort: p.port}
 		if p.at.IsValid() {
 			e.HostIP = p.at.String()
 		}

@@ -54,6 +54,10 @@ func TestPublish(t *testing.T) {
 		t.Errorf("%s: published %s", got, r.published())
 	}
 
+	if got := strings.Join(r.endpoint().Spec.Profiles, " "); got != "docker-4945f04f433a docker-published" {
+		t.Errorf("profiles %s", got)
+	}
+
 	// The next container.
 	const other = "2222222222222222"
 	a := call[struct{ Address string }](r, "IpamDriver.RequestAddress", `{"PoolID":"CalicoPoolIPv4","Address":"","Options":null}`)
@@ -65,8 +69,8 @@ func TestPublish(t *testing.T) {
 		t.Error(got)
 	}
 	call[struct{}](r, "NetworkDriver.RevokeExternalConnectivity", both)
-	if got := r.published(); got != "" {
-		t.Errorf("after it was revoked: %s", got)
+	if got := r.published(); got != "" || len(r.endpoint().Spec.Profiles) != 1 {
+		t.Errorf("after it was revoked: %s, profiles %v", got, r.endpoint().Spec.Profiles)
 	}
 	if got := r.publish(other, `{"Proto":6,"Port":80,"HostPort":60123,"HostPortEnd":60124}`); got != "{}" {
 		t.Error(got)

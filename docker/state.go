@@ -23,6 +23,8 @@ type network struct {
 	Docker string `json:"docker,omitempty"`
 	// Pools are those named by --subnet.
 	Pools []netip.Prefix `json:"pools,omitempty"`
+	// Internal is --internal: there is no way out of the network, and none in.
+	Internal bool `json:"internal,omitempty"`
 	// MTU is the containers' if -o says one.
 	MTU int `json:"mtu,omitempty"`
 	// Reserved are the addresses of --aux-address, which have no endpoint.

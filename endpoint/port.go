@@ -48,6 +48,9 @@ type Port struct {
 	Network string // the name of the profile; created when it is not there
 	Addrs   []netip.Addr
 
+	// Internal: its containers reach each other and nothing else. A network is internal for all its containers or none.
+	Internal bool
+
 	MTU         int               // 0: the host's
 	MAC         net.HardwareAddr  // nil: ee:ee:ee:ee:ee:ee
 	Labels      map[string]string // of the WorkloadEndpoint
@@ -141,7 +144,7 @@ func (m *Manager) attachPort(ctx context.Context, p Port, wep *api.WorkloadEndpo
 	if err := m.deletePending(ctx, id); err != nil {
 		return fmt.Errorf("delete the one before: %w", err)
 	}
-	if err := m.ensureProfile(ctx, networkProfile(p.Network, false)); err != nil {
+	if err := m.ensurePortProfile(ctx, &p); err != nil {
 		return err
 	}
 	old, err := m.weps.Get(ctx, wep.Namespace, wep.Name)
@@ -388,7 +391,8 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels, annotation
 }
 
 // PublishPort replaces the ports at which the host serves a port's endpoint at its own addresses (HostPort), and puts that
-// into effect. None takes them all back. Ports without a HostPort stay.
+// into effect; the profile PublishedPorts lets everybody in to those of that name. None takes them all back. Ports
+// without a HostPort stay.
 func (m *Manager) PublishPort(ctx context.Context, port string, published []api.EndpointPort) error {
 	if err := checkPortID(port); err != nil {
 		return err
@@ -399,10 +403,19 @@ func (m *Manager) PublishPort(ctx context.Context, port string, published []api.
 		return fmt.Errorf("publish port %s: %w", port, err)
 	}
 	defer unlock()
+	if len(published) > 0 {
+		if err := m.ensureProfile(ctx, publishedProfile()); err != nil {
+			return fmt.Errorf("publish port %s: %w", port, err)
+		}
+	}
 	own := id.endpoint(m.Node, id.hostName(m.Prefix))
 	w, err := m.weps.Modify(ctx, own.Namespace, own.Name, func(w *api.WorkloadEndpoint) error {
 		w.Spec.Ports = slices.DeleteFunc(w.Spec.Ports, func(p api.EndpointPort) bool { return p.HostPort != 0 })
 		w.Spec.Ports = append(w.Spec.Ports, published...)
+		w.Spec.Profiles = slices.DeleteFunc(w.Spec.Profiles, func(p string) bool { return p == PublishedPorts })
+		if len(published) > 0 {
+			w.Spec.Profiles = append(w.Spec.Profiles, PublishedPorts)
+		}
 		return w.Validate()
 	})
 	if err == nil {
