@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -21,8 +22,8 @@ import (
 
 // hosts adds simulated hosts to the datastore of a lab host, each with one
 // block, switches the pool between encapsulations, and times what this host's
-// agent makes of it: from the datastore's acknowledgement to the netlink
-// notification of the last route. Then single hosts change their address.
+// agent makes of it: from the datastore's acknowledgement until the last route
+// is in the kernel. Then single hosts change their address.
 func hosts(args []string) error {
 	f := flag.NewFlagSet("hosts", flag.ContinueOnError)
 	n := f.Int("n", 1000, "hosts")
@@ -39,12 +40,7 @@ func hosts(args []string) error {
 		return err
 	}
 	defer store.Close()
-	s := simulation{ctx: ctx, store: store, n: *n, pid: *pid, updates: make(chan netlink.RouteUpdate, 1<<16)}
-	done := make(chan struct{})
-	defer close(done)
-	if err := netlink.RouteSubscribe(s.updates, done); err != nil {
-		return fmt.Errorf("watch routes: %w", err)
-	}
+	s := simulation{ctx: ctx, store: store, n: *n, pid: *pid}
 	before := s.rss()
 	if err := s.populate(); err != nil {
 		return err
@@ -64,10 +60,9 @@ func hosts(args []string) error {
 }
 
 type simulation struct {
-	ctx     context.Context
-	store   datastore.Store
-	n, pid  int
-	updates chan netlink.RouteUpdate
+	ctx    context.Context
+	store  datastore.Store
+	n, pid int
 }
 
 // Where the simulated hosts and their blocks are: behind a router, in a pool of their own.
@@ -150,24 +145,32 @@ func (s *simulation) one(mode string, changes int) error {
 
 // switchOver sets the pool's mode and waits for every route.
 func (s *simulation) switchOver(mode, dev string) (time.Duration, error) {
-	missing := map[string]bool{}
-	for i := range s.n {
-		missing[block(i).String()] = true
-	}
 	if err := s.mode(mode); err != nil {
 		return 0, err
 	}
 	begin := time.Now()
-	for len(missing) > 0 {
-		u, err := s.next()
-		if err != nil {
-			return 0, fmt.Errorf("%d routes are missing: %w", len(missing), err)
+	err := s.until(func() (bool, error) {
+		l, err := netlink.LinkByName(dev)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return false, nil
 		}
-		if u.Type == unix.RTM_NEWROUTE && u.Dst != nil && leadsBy(u, dev) {
-			delete(missing, u.Dst.String())
+		if err != nil {
+			return false, err
+		}
+		list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF)
+		return len(list) >= s.n, err
+	})
+	return time.Since(begin), err
+}
+
+// until looks again and again, for a limited time.
+func (s *simulation) until(done func() (bool, error)) error {
+	for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(100 * time.Microsecond) {
+		if ok, err := done(); ok || err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
 		}
 	}
-	return time.Since(begin), nil
+	return context.DeadlineExceeded
 }
 
 // move gives one host another address, waits until this host sends there, and moves it back.
@@ -177,61 +180,30 @@ func (s *simulation) move(i int, mode, dev string) (time.Duration, error) {
 		return 0, err
 	}
 	begin := time.Now()
-	wait := s.entry // with VXLAN the forwarding entry changes, not the route
-	if mode == "IPIP" {
-		wait = func(_, to string) error { return s.gateway(block(i), to) }
+	there := func() (bool, error) { return gateway(block(i), to) }
+	if mode == "VXLAN" { // then the forwarding entry changes, not the route
+		there = func() (bool, error) { return entry(dev, to) }
 	}
-	if err := wait(dev, to); err != nil {
+	if err := s.until(there); err != nil {
 		return 0, fmt.Errorf("change of %s: %w", name(i), err)
 	}
 	return time.Since(begin), s.node(i, host(i))
 }
 
-// gateway waits for a route to lead to a host.
-func (s *simulation) gateway(dst netip.Prefix, to string) error {
-	for {
-		u, err := s.next()
-		if err != nil {
-			return err
-		}
-		if u.Dst != nil && u.Dst.String() == dst.String() && u.Gw.String() == to {
-			return nil
-		}
-	}
+// gateway reports whether a route leads to a host.
+func gateway(dst netip.Prefix, to string) (bool, error) {
+	routes, err := netlink.RouteGet(dst.Addr().Next().AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Gw.String() == to, err
 }
 
-func (s *simulation) next() (netlink.RouteUpdate, error) {
-	select {
-	case u := <-s.updates:
-		return u, nil
-	case <-time.After(20 * time.Second):
-		return netlink.RouteUpdate{}, context.DeadlineExceeded
-	}
-}
-
-func leadsBy(u netlink.RouteUpdate, dev string) bool {
-	l, err := netlink.LinkByIndex(u.LinkIndex)
-	return err == nil && l.Attrs().Name == dev
-}
-
-// entry waits for a forwarding entry to a host.
-func (s *simulation) entry(dev, to string) error {
+// entry reports whether there is a forwarding entry to a host.
+func entry(dev, to string) (bool, error) {
 	l, err := netlink.LinkByName(dev)
 	if err != nil {
-		return err
+		return false, err
 	}
-	for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(200 * time.Microsecond) {
-		list, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
-		if err != nil {
-			return err
-		}
-		for _, e := range list {
-			if e.IP.String() == to {
-				return nil
-			}
-		}
-	}
-	return context.DeadlineExceeded
+	list, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
+	return slices.ContainsFunc(list, func(e netlink.Neigh) bool { return e.IP.String() == to }), err
 }
 
 // rss is the agent's memory in MiB, 0 if no process is named.
