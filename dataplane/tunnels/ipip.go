@@ -182,7 +182,11 @@ func brokenPair(link, wire netlink.Link) string {
 	return ""
 }
 
-// attached are those of the uplinks that exist and have the program.
+// ethernet reports whether the programs find the packets of an interface where they look. Others beside one that fits,
+// such as a modem, carry no tunnel packets.
+func ethernet(l netlink.Link) bool { return l.Attrs().EncapType == "ether" }
+
+// attached are those of the uplinks that exist and have the program, or could not use it.
 func (a *Applier) attached() (string, error) {
 	var up []string
 	for _, name := range uplinks(a.ipip.put) {
@@ -197,7 +201,7 @@ func (a *Applier) attached() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if ok {
+		if ok || !ethernet(l) {
 			up = append(up, name)
 		}
 	}
@@ -327,14 +331,22 @@ func (a *Applier) putPrograms(link netlink.Link, t desired.Tunnel) error {
 
 // attachUplinks puts the program onto these interfaces, and takes it off those that were before and are none of them.
 func (a *Applier) attachUplinks(want, before []string) error {
+	var unfit []string
 	for _, name := range want {
 		l, err := a.handle.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("find underlay %s: %w", name, err)
 		}
+		if !ethernet(l) {
+			unfit = append(unfit, name+" ("+l.Attrs().EncapType+")")
+			continue
+		}
 		if err := a.ipip.programs.Attach(ipip.Decap, l.Attrs().Index); err != nil {
 			return err
 		}
+	}
+	if len(unfit) == len(want) {
+		return fmt.Errorf("no underlay with Ethernet headers, which IPIP by programs needs: %s", strings.Join(unfit, ", "))
 	}
 	for _, name := range before {
 		if !slices.Contains(want, name) {

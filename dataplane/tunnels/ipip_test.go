@@ -605,6 +605,24 @@ func TestAForeignTunl0Stays(t *testing.T) {
 	}
 }
 
+// TestIPIPNeedsEthernet: the programs would read packets of another kind at the wrong place.
+func TestIPIPNeedsEthernet(t *testing.T) {
+	r := newRig(t, false)
+	r.a.Command("ip", "tuntap", "add", "eth7", "mode", "tun")
+	both := endA()
+	both.Uplinks = "eth0,eth7"
+	r.put(r.a, r.tunnelA, both)
+	r.mustPing()
+	only := endA()
+	only.Uplinks = "eth7"
+	r.a.Do(func() {
+		err := r.tunnelA.Put(context.Background(), desired.IPIPDevice, only)
+		if err == nil || !strings.Contains(err.Error(), "no underlay with Ethernet headers, which IPIP by programs needs: eth7 (none)") {
+			t.Errorf("put: %v", err)
+		}
+	})
+}
+
 // TestIPIPThousandHosts: what one host's change costs among a thousand.
 func TestIPIPThousandHosts(t *testing.T) {
 	r := newRig(t, false)
