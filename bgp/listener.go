@@ -121,12 +121,15 @@ func (s *Speaker) admit(l *listener, c *net.TCPConn) {
 	s.mu.Lock()
 	p := s.peers[addr]
 	ok := p != nil && p.cfg.Password == l.passwords[addr] && l.secured(p.cfg) && !s.stopped
-	pending := 0
+	pending, limit := 0, s.opt.MaxPending
+	if limit == 0 {
+		limit = max(defaultMaxPending, len(s.peers))
+	}
 	for _, o := range s.peers {
 		pending += o.session.Handshakes()
 	}
 	s.mu.Unlock()
-	if !ok || pending >= s.opt.MaxPending {
+	if !ok || pending >= limit {
 		s.log.Debug("bgp connection refused", "from", addr, "known", p != nil, "pending", pending)
 		c.Close()
 		return

@@ -37,7 +37,8 @@ const (
 type Options struct {
 	// MaxPrefixesPerPeer ends the session of a peer that offers more (Cease, RFC 4486); 0 means 100000.
 	MaxPrefixesPerPeer int
-	// MaxPending bounds the connections in the handshake of all peers together; 0 means 256.
+	// MaxPending bounds the connections in the handshake of all peers together; 0 means 256, or as many as
+	// there are peers: all clients of a reflector that starts may dial at once.
 	MaxPending int
 	// RestartedRecently says that this process takes over from one whose routes the peers may still keep:
 	// until Converged, OPENs carry the R bit and End-of-RIB is held back (RFC 4724 §4.1).
@@ -83,7 +84,6 @@ type updateGroup struct {
 // New returns a speaker without any configuration. It logs to log.
 func New(log *slog.Logger, opts Options) *Speaker {
 	opts.MaxPrefixesPerPeer = cmp.Or(opts.MaxPrefixesPerPeer, defaultMaxPrefixes)
-	opts.MaxPending = cmp.Or(opts.MaxPending, defaultMaxPending)
 	opts.Deferral = cmp.Or(opts.Deferral, defaultDeferral)
 	sweep := time.NewTimer(time.Hour)
 	sweep.Stop()

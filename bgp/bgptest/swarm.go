@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/manekinet/maneki/bgp/message"
@@ -30,6 +31,9 @@ type Options struct {
 	HoldTime time.Duration  // offered; 0 means 90 s
 	Clients  []Client
 	Retry    time.Duration // between dials; 0 means 50 ms
+	// Count, if not nil, makes the clients count the routes that they hear instead of keeping them, which
+	// is what thousands of clients in one process can afford.
+	Count *Count
 }
 
 // Swarm is a set of running clients.
@@ -42,6 +46,8 @@ type Swarm struct {
 	muted   bool
 	changed chan struct{} // closed and replaced on every change
 	members []*member
+	full    int          // members that hold all, with Options.Count
+	last    atomic.Int64 // when a member last heard something new, in Unix nanoseconds, with Options.Count
 }
 
 type member struct {
@@ -54,6 +60,8 @@ type member struct {
 	ended   bool
 	routes  map[netip.Prefix]netip.Addr
 	lastErr error
+
+	tally tally // with Options.Count
 }
 
 // Start starts all clients at once. Close ends them.
@@ -66,11 +74,15 @@ func Start(ctx context.Context, opt Options) *Swarm {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	s := &Swarm{opt: opt, cancel: cancel, changed: make(chan struct{})}
-	for _, c := range opt.Clients {
+	for i, c := range opt.Clients {
 		if !c.NextHop.IsValid() {
 			c.NextHop = c.Local
 		}
-		s.members = append(s.members, &member{client: c, swarm: s, routes: make(map[netip.Prefix]netip.Addr)})
+		m := &member{client: c, swarm: s, routes: make(map[netip.Prefix]netip.Addr)}
+		if opt.Count != nil {
+			m.tally = opt.Count.tally(i, len(opt.Clients))
+		}
+		s.members = append(s.members, m)
 	}
 	for _, m := range s.members {
 		s.wg.Go(func() { m.run(ctx) })
@@ -239,6 +251,7 @@ func (m *member) run(ctx context.Context) {
 		m.swarm.mu.Lock()
 		m.conn, m.ended, m.lastErr = nil, false, err
 		clear(m.routes)
+		m.forget()
 		m.swarm.touch()
 		m.swarm.mu.Unlock()
 		select {
@@ -336,6 +349,9 @@ func (m *member) listen(r *message.Reader, s message.Session) error {
 		case message.TypeNotification:
 			return message.DecodeNotification(body)
 		case message.TypeUpdate:
+			if m.counts(body) {
+				continue
+			}
 			u, err := message.DecodeUpdate(body, s)
 			if err != nil {
 				return err
