@@ -35,7 +35,7 @@ func main() {
 	var err error
 	switch os.Getenv(roleEnv) {
 	case "":
-		os.Exit(inside())
+		os.Exit(inside(ctx))
 	case roleSpeaker:
 		err = runSpeaker(ctx, os.Args[1])
 	case roleSwarm:
@@ -50,11 +50,15 @@ func main() {
 }
 
 // inside runs this program again in a network namespace of its own.
-func inside() int {
+func inside(ctx context.Context) int {
 	cmd := child(roleInside, os.Args[1:]...)
+	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })() // what it started dies with it
 	cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
 	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):

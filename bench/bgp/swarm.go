@@ -61,7 +61,7 @@ func runSwarm(ctx context.Context, arg string) error {
 	if err := json.Unmarshal([]byte(arg), &s); err != nil {
 		return fmt.Errorf("read specification: %w", err)
 	}
-	opt := bgptest.Options{Server: s.Server, Retry: 20 * time.Millisecond, Count: &bgptest.Count{Each: s.Routes, Number: number}}
+	opt := bgptest.Options{Server: s.Server, Count: &bgptest.Count{Each: s.Routes, Number: number}}
 	for i := range s.Clients {
 		opt.Clients = append(opt.Clients, bgptest.Client{Local: clientAddr(i), RouterID: clientAddr(i), ASN: api.DefaultASNumber, Routes: blocks(i, s.Routes)})
 	}

@@ -1,6 +1,6 @@
 // Command route times how long a new block on one host takes to become a kernel
-// route on another: from the moment the datastore has accepted the block's
-// confirmed affinity to the netlink notification in the other host's namespace.
+// route on all others: from the moment the datastore has accepted the block's
+// confirmed affinity to the last netlink notification in the others' namespaces.
 // That spans watch, calculation, BGP on both hosts and the route's netlink
 // request.
 //
@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -27,18 +28,18 @@ import (
 )
 
 func main() {
-	peer := flag.String("peer-netns", "", "path of the other host's network namespace")
+	peers := flag.String("peer-netns", "", "paths of the other hosts' network namespaces, with commas")
 	node := flag.String("node", "h1", "the host that gets the blocks")
 	endpoint := flag.String("etcd", "http://127.0.0.1:2379", "datastore")
 	n := flag.Int("n", 100, "blocks")
 	flag.Parse()
-	if err := run(*peer, *node, *endpoint, *n); err != nil {
+	if err := run(strings.Split(*peers, ","), *node, *endpoint, *n); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(peer, node, endpoint string, n int) error {
+func run(peers []string, node, endpoint string, n int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	store, err := config.Open(ctx, config.Config{Type: "etcdv3", EtcdEndpoints: []string{endpoint}}, slog.New(slog.DiscardHandler))
@@ -46,16 +47,15 @@ func run(peer, node, endpoint string, n int) error {
 		return err
 	}
 	defer store.Close()
-	ns, err := netns.GetFromPath(peer)
-	if err != nil {
-		return fmt.Errorf("open namespace %s: %w", peer, err)
-	}
-	defer ns.Close()
-	updates := make(chan netlink.RouteUpdate, 1024)
+	var hosts []chan netlink.RouteUpdate
 	done := make(chan struct{})
 	defer close(done)
-	if err := netlink.RouteSubscribeWithOptions(updates, done, netlink.RouteSubscribeOptions{Namespace: &ns}); err != nil {
-		return fmt.Errorf("watch routes in %s: %w", peer, err)
+	for _, peer := range peers {
+		updates, err := subscribe(peer, done)
+		if err != nil {
+			return err
+		}
+		hosts = append(hosts, updates)
 	}
 	var added, removed []time.Duration
 	block := netip.MustParsePrefix("10.200.0.0/26")
@@ -65,7 +65,7 @@ func run(peer, node, endpoint string, n int) error {
 			return err
 		}
 		committed := time.Now()
-		if err := await(ctx, updates, block, true); err != nil {
+		if err := await(ctx, hosts, block, true); err != nil {
 			return err
 		}
 		added = append(added, time.Since(committed))
@@ -73,14 +73,14 @@ func run(peer, node, endpoint string, n int) error {
 			return err
 		}
 		committed = time.Now()
-		if err := await(ctx, updates, block, false); err != nil {
+		if err := await(ctx, hosts, block, false); err != nil {
 			return err
 		}
 		removed = append(removed, time.Since(committed))
 		block = netip.PrefixFrom(next(block), 26)
 	}
-	report("new block to kernel route", added)
-	report("block gone to kernel route gone", removed)
+	report(fmt.Sprintf("new block to kernel route, %d other hosts", len(peers)), added)
+	report(fmt.Sprintf("block gone to kernel route gone, %d other hosts", len(peers)), removed)
 	return nil
 }
 
@@ -92,22 +92,37 @@ func next(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// await returns when the block's route has come or gone.
-func await(ctx context.Context, updates <-chan netlink.RouteUpdate, block netip.Prefix, there bool) error {
+// subscribe listens to the route changes of another host until done is closed.
+func subscribe(peer string, done <-chan struct{}) (chan netlink.RouteUpdate, error) {
+	ns, err := netns.GetFromPath(peer)
+	if err != nil {
+		return nil, fmt.Errorf("open namespace %s: %w", peer, err)
+	}
+	defer ns.Close()
+	updates := make(chan netlink.RouteUpdate, 1024)
+	if err := netlink.RouteSubscribeWithOptions(updates, done, netlink.RouteSubscribeOptions{Namespace: &ns}); err != nil {
+		return nil, fmt.Errorf("watch routes in %s: %w", peer, err)
+	}
+	return updates, nil
+}
+
+// await returns when the block's route has come or gone on every host.
+func await(ctx context.Context, hosts []chan netlink.RouteUpdate, block netip.Prefix, there bool) error {
 	want := uint16(unix.RTM_NEWROUTE)
 	if !there {
 		want = unix.RTM_DELROUTE
 	}
-	for {
-		select {
-		case u := <-updates:
-			if u.Type == want && u.Dst != nil && u.Dst.String() == block.String() {
-				return nil
+	for _, updates := range hosts {
+		for found := false; !found; {
+			select {
+			case u := <-updates:
+				found = u.Type == want && u.Dst != nil && u.Dst.String() == block.String()
+			case <-ctx.Done():
+				return fmt.Errorf("route %s: %w", block, ctx.Err())
 			}
-		case <-ctx.Done():
-			return fmt.Errorf("route %s: %w", block, ctx.Err())
 		}
 	}
+	return nil
 }
 
 func report(what string, d []time.Duration) {

@@ -30,7 +30,7 @@ type Options struct {
 	Server   netip.AddrPort // the speaker under test
 	HoldTime time.Duration  // offered; 0 means 90 s
 	Clients  []Client
-	Retry    time.Duration // between dials; 0 means 50 ms
+	Retry    time.Duration // after the first failure, doubling up to a second; 0 means 50 ms. A session that was up is dialled again at once
 	// Count, if not nil, makes the clients count the routes that they hear instead of keeping them, which
 	// is what thousands of clients in one process can afford.
 	Count *Count
@@ -246,16 +246,23 @@ func (s *Swarm) keepalives(ctx context.Context) {
 
 // run dials until ctx is done.
 func (m *member) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	const longest = time.Second
+	for wait := m.swarm.opt.Retry; ctx.Err() == nil; {
 		err := m.session(ctx)
 		m.swarm.mu.Lock()
+		was := m.conn != nil
 		m.conn, m.ended, m.lastErr = nil, false, err
 		clear(m.routes)
 		m.forget()
 		m.swarm.touch()
 		m.swarm.mu.Unlock()
+		if was {
+			wait = m.swarm.opt.Retry
+			continue
+		}
 		select {
-		case <-time.After(m.swarm.opt.Retry):
+		case <-time.After(wait):
+			wait = min(2*wait, longest)
 		case <-ctx.Done():
 		}
 	}
