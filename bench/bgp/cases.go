@@ -60,7 +60,7 @@ func (s *swarm) stop() {
 }
 
 // reflectors prints the table of reflectors.
-func reflectors(ctx context.Context, sizes, blocks []int, names []string) error {
+func reflectors(ctx context.Context, sizes, blocks []int, names []string, birdMost int) error {
 	fmt.Println("| reflector | clients | routes each | cold ms | flap of one ms | restart ms | CPU s, cold | peak MB |")
 	fmt.Println("|---|---|---|---|---|---|---|---|")
 	for _, n := range sizes {
@@ -68,6 +68,9 @@ func reflectors(ctx context.Context, sizes, blocks []int, names []string) error 
 			for _, name := range names {
 				if ctx.Err() != nil {
 					return ctx.Err()
+				}
+				if name == "bird" && n > birdMost {
+					continue
 				}
 				row, err := reflector(name, n, r)
 				if err != nil {
@@ -102,6 +105,10 @@ func reflector(name string, clients, routes int) (string, error) {
 	cells := []string{name, strconv.Itoa(clients), strconv.Itoa(routes)}
 	var used usage
 	for _, order := range []string{"cold", "flap", "again"} {
+		if len(cells) > 3 && strings.HasPrefix(cells[3], "not") {
+			cells = append(cells, "-")
+			continue
+		}
 		if order == "again" {
 			d.kill()
 			if err := d.start(); err != nil {

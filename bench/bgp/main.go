@@ -52,12 +52,13 @@ func main() {
 // inside runs this program again in a network namespace of its own.
 func inside(ctx context.Context) int {
 	cmd := child(roleInside, os.Args[1:]...)
-	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })() // what it started dies with it
 	cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
 	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
 	err := cmd.Start()
 	if err == nil {
+		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // what it started dies with it
 		err = cmd.Wait()
+		stop()
 	}
 	var exit *exec.ExitError
 	switch {
@@ -102,6 +103,7 @@ func measure(ctx context.Context) error {
 	sizes := flag.String("clients", "50,200,500,1000", "numbers of clients")
 	blocks := flag.String("blocks", "1,10", "numbers of routes that each announces")
 	daemons := flag.String("daemons", "maneki,bird,frr", "what is measured")
+	birdMost := flag.Int("bird-most", 1000, "measure BIRD with no more clients than these")
 	starts := flag.Int("starts", 100, "cold starts of Maneki with 50 clients x 4 routes, in which no route may be missed")
 	others := flag.Int("other-starts", 10, "the same of the other daemons")
 	flag.Parse()
@@ -117,7 +119,7 @@ func measure(ctx context.Context) error {
 		return err
 	}
 	names := strings.Split(*daemons, ",")
-	if err := reflectors(ctx, ns, rs, names); err != nil {
+	if err := reflectors(ctx, ns, rs, names, *birdMost); err != nil {
 		return err
 	}
 	if err := clientsOf(ctx, ns, rs); err != nil {

@@ -54,12 +54,13 @@ func (s *Swarm) Held() (least, client int) {
 	return least, client
 }
 
-// Flap closes the connection of client i; it dials again after Options.Retry.
+// Flap closes the connection of client i, which dials again at once.
 func (s *Swarm) Flap(i int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c := s.members[i].conn; c != nil {
-		c.Close()
+	if m := s.members[i]; m.conn != nil {
+		m.flapped = true
+		m.conn.Close()
 	}
 }
 

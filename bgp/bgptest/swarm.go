@@ -30,7 +30,7 @@ type Options struct {
 	Server   netip.AddrPort // the speaker under test
 	HoldTime time.Duration  // offered; 0 means 90 s
 	Clients  []Client
-	Retry    time.Duration // after the first failure, doubling up to a second; 0 means 50 ms. A session that was up is dialled again at once
+	Retry    time.Duration // after the first failure, doubling up to a second; 0 means 50 ms
 	// Count, if not nil, makes the clients count the routes that they hear instead of keeping them, which
 	// is what thousands of clients in one process can afford.
 	Count *Count
@@ -60,6 +60,7 @@ type member struct {
 	ended   bool
 	routes  map[netip.Prefix]netip.Addr
 	lastErr error
+	flapped bool // by Flap: dials again at once
 
 	tally tally // with Options.Count
 }
@@ -250,15 +251,18 @@ func (m *member) run(ctx context.Context) {
 	for wait := m.swarm.opt.Retry; ctx.Err() == nil; {
 		err := m.session(ctx)
 		m.swarm.mu.Lock()
-		was := m.conn != nil
+		was, flapped := m.conn != nil, m.flapped
+		m.flapped = false
 		m.conn, m.ended, m.lastErr = nil, false, err
 		clear(m.routes)
 		m.forget()
 		m.swarm.touch()
 		m.swarm.mu.Unlock()
+		if flapped {
+			continue
+		}
 		if was {
 			wait = m.swarm.opt.Retry
-			continue
 		}
 		select {
 		case <-time.After(wait):
