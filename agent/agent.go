@@ -170,8 +170,8 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return datastore.Follow(ctx, a.store, a.pipe.deliver, calc.Queries()...) })
 	if a.opts.BGP {
 		g.Go(func() error { return a.speaker.Run(ctx) })
-		g.Go(func() error { return a.control.run(ctx) })
 	}
+	g.Go(func() error { return a.control.run(ctx) })
 	g.Go(func() error { return host.Run(ctx) })
 	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepDatastore(ctx) })

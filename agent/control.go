@@ -42,23 +42,28 @@ const readsPerSecond = 20
 func (c *control) follow(state calc.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state.Controlled != state.Reflection.Controlled {
+	if tasksOf(c.state) != tasksOf(state.Reflection) {
 		kick(c.kick)
 	}
 	c.state, c.role = state.Reflection, state.BGP.ClusterID.IsValid()
 }
 
-func (c *control) wanted() bool {
+// tasks are what there is to control. The zero value is nothing.
+type tasks struct{ reflection, garbage bool }
+
+func tasksOf(s calc.Reflection) tasks { return tasks{s.Controlled, s.Garbage} }
+
+func (c *control) wanted() tasks {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state.Controlled
+	return tasksOf(c.state)
 }
 
 // run takes part while something is to be controlled, until ctx is done.
 func (c *control) run(ctx context.Context) error {
 	for {
-		if c.wanted() {
-			if err := c.takePart(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		for now := c.wanted(); now != (tasks{}) && ctx.Err() == nil; now = c.wanted() {
+			if err := c.takePart(ctx, now); err != nil && !errors.Is(err, context.Canceled) {
 				c.log.Error("the controller failed", "err", err)
 			}
 		}
@@ -70,8 +75,9 @@ func (c *control) run(ctx context.Context) error {
 	}
 }
 
-// takePart beats and contends until nothing is to be controlled any more.
-func (c *control) takePart(ctx context.Context) error {
+// takePart contends, and beats where that is needed, until something else is to be
+// controlled.
+func (c *control) takePart(ctx context.Context, now tasks) error {
 	part, cancel := context.WithCancel(ctx)
 	defer cancel()
 	beater := &controller.Beater{Store: c.agent.store, Node: c.agent.opts.Node, Look: c.beat, Log: c.log}
@@ -80,15 +86,22 @@ func (c *control) takePart(ctx context.Context) error {
 			Store: c.agent.store, Name: controller.LeaseName, Holder: c.agent.opts.Node, Version: c.agent.opts.Version,
 			Poll: c.poll, Seen: c.note, Log: c.log,
 		},
-		Loops: []controller.Loop{&controller.Reflection{Store: c.agent.store, Log: c.log}},
-		Log:   c.log,
+		Log: c.log,
 	}
 	g, part := errgroup.WithContext(part)
-	g.Go(func() error { return beater.Run(part) })
+	if now.reflection {
+		contender.Loops = append(contender.Loops, &controller.Reflection{Store: c.agent.store, Log: c.log})
+		if c.agent.opts.BGP { // a host without sessions is not waited for
+			g.Go(func() error { return beater.Run(part) })
+		}
+	}
+	if now.garbage {
+		contender.Loops = append(contender.Loops, &controller.Garbage{Store: c.agent.store, IPAM: c.agent.ipam, Log: c.log})
+	}
 	g.Go(func() error { return contender.Run(part) })
 	g.Go(func() error {
 		defer cancel()
-		for c.wanted() {
+		for c.wanted() == now {
 			select {
 			case <-part.Done():
 				return part.Err()
@@ -98,7 +111,7 @@ func (c *control) takePart(ctx context.Context) error {
 		return nil
 	})
 	err := g.Wait()
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && now.reflection && !c.wanted().reflection {
 		c.note(controller.LeaseRecord{})
 		err = errors.Join(err, beater.Forget(ctx))
 	}

@@ -89,6 +89,7 @@ type Core struct {
 	bgpConfig  map[string]*api.BGPConfiguration
 	bgpPeers   map[string]*api.BGPPeer
 	bgpFilters map[string]*api.BGPFilter
+	control    map[string]*api.KubeControllersConfiguration
 	info       map[string]*api.ClusterInformation
 	felix      map[string]*api.FelixConfiguration
 	affine     map[netip.Prefix]api.AffinityState // this host's
@@ -115,6 +116,7 @@ func New(opts Options) *Core {
 		bgpConfig:  map[string]*api.BGPConfiguration{},
 		bgpPeers:   map[string]*api.BGPPeer{},
 		bgpFilters: map[string]*api.BGPFilter{},
+		control:    map[string]*api.KubeControllersConfiguration{},
 		info:       map[string]*api.ClusterInformation{},
 		felix:      map[string]*api.FelixConfiguration{},
 		affine:     map[netip.Prefix]api.AffinityState{},
@@ -136,6 +138,7 @@ func Queries() []datastore.Query {
 		{Kind: "BGPConfiguration"},
 		{Kind: "BGPPeer"},
 		{Kind: "BGPFilter"},
+		{Kind: "KubeControllersConfiguration"},
 		{Kind: "ClusterInformation"},
 		{Kind: "FelixConfiguration"},
 		{Kind: "WorkloadEndpoint"},
@@ -229,6 +232,8 @@ func (c *Core) event(e datastore.Event) {
 		err = fold(c.bgpPeers, e)
 	case "BGPFilter":
 		err = fold(c.bgpFilters, e)
+	case "KubeControllersConfiguration":
+		err = fold(c.control, e)
 	case "FelixConfiguration":
 		err = fold(c.felix, e)
 	case "ClusterInformation":

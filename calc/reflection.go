@@ -11,6 +11,7 @@ import (
 type Reflection struct {
 	Auto       bool                  // the controller chooses the reflectors
 	Controlled bool                  // it has, or may have, something to do
+	Garbage    bool                  // the controller looks for leaked addresses
 	Hosts      int                   // nodes with a BGP address
 	NodeOf     map[netip.Addr]string // by BGP address
 	Reflectors []string              // nodes that reflect routes to this one, sorted
@@ -24,6 +25,9 @@ func (c *Core) reflection(p *problems) Reflection {
 		p.add("BGPConfiguration(default): %s; the reflectors are not chosen automatically", oneLine(err))
 	}
 	out := Reflection{Auto: settings.Auto, Controlled: settings.Auto, NodeOf: map[netip.Addr]string{}}
+	if k := c.control["default"]; k != nil {
+		out.Garbage = k.Spec.Controllers.Node != nil
+	}
 	if d != nil {
 		_, note := d.Annotations[api.AnnotationReflectionMesh]
 		out.Controlled = out.Controlled || note
