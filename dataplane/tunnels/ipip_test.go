@@ -18,6 +18,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/dataplane/nstest"
 	"github.com/manekinet/maneki/dataplane/tunnels"
@@ -602,6 +603,100 @@ func TestAForeignTunl0Stays(t *testing.T) {
 				t.Errorf("it is gone: %s", show)
 			}
 		})
+	}
+}
+
+// TestIPIPMalformed: outer packets of a known host with nothing sensible inside go no further, and those for another
+// address or from nobody known are the stack's.
+func TestIPIPMalformed(t *testing.T) {
+	r := newRig(t, false)
+	src, dst := netip.MustParseAddr(hostB), netip.MustParseAddr(hostA)
+	inner := ipv4(netip.MustParseAddr(podB), netip.MustParseAddr(podA), 1, []byte{8, 0, 0, 0, 0, 0, 0, 0})
+	six := append([]byte{0x60}, inner[1:]...)
+	dead := append([]byte{}, inner...)
+	dead[8] = 0 // TTL
+	for what, c := range map[string]struct {
+		packet []byte
+		reason string
+	}{
+		"no inner header":          {ipv4(src, dst, 4, []byte{0x45, 0, 0}), "malformed"},
+		"nothing inside":           {ipv4(src, dst, 4, nil), "malformed"},
+		"IPv6 inside":              {ipv4(src, dst, 4, six), "malformed"},
+		"inner TTL 0":              {ipv4(src, dst, 4, dead), "malformed"},
+		"from a stranger":          {ipv4(netip.MustParseAddr("172.19.0.66"), dst, 4, inner), "unknown-host"},
+		"ICMP error about nothing": {ipv4(src, dst, 1, []byte{3, 4, 0, 0, 0, 0, 5, 0, 0x45}), ""},
+		"ICMP error about another's packet": {ipv4(src, dst, 1, append([]byte{3, 4, 0, 0, 0, 0, 5, 0},
+			ipv4(netip.MustParseAddr("192.0.2.7"), src, 4, inner)...)), ""},
+	} {
+		before := r.counts(r.tunnelA)
+		send(t, r.router, c.packet, dst)
+		deadline := time.Now().Add(time.Second)
+		after := r.counts(r.tunnelA)
+		for ; c.reason != "" && after[c.reason] == before[c.reason] && time.Now().Before(deadline); after = r.counts(r.tunnelA) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		for reason, n := range after {
+			want := before[reason]
+			if reason == c.reason {
+				want++
+			}
+			if n != want {
+				t.Errorf("%s: %s was counted %d times", what, reason, n-before[reason])
+			}
+		}
+	}
+	r.mustPing()
+}
+
+// ipv4 is a packet as a raw socket takes it; the kernel fills in checksum and length.
+func ipv4(src, dst netip.Addr, protocol byte, payload []byte) []byte {
+	b := []byte{0x45, 0, byte((20 + len(payload)) >> 8), byte(20 + len(payload)), 0, 1, 0, 0, 64, protocol, 0, 0}
+	b = append(append(append(b, src.AsSlice()...), dst.AsSlice()...), payload...)
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	}
+	sum = sum&0xffff + sum>>16
+	sum = ^(sum&0xffff + sum>>16)
+	b[10], b[11] = byte(sum>>8), byte(sum)
+	return b
+}
+
+func send(t *testing.T, ns *nstest.NS, packet []byte, to netip.Addr) {
+	t.Helper()
+	ns.Do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err == nil {
+			err = unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to.As4()})
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestIPIPOverAFabric: the host's address is on its loopback, and two cables lead to the router, of which the outer packets
+// take both.
+func TestIPIPOverAFabric(t *testing.T) {
+	r := newRig(t, false)
+	nstest.Veth(r.a, "eth1", r.router, "ra2")
+	r.a.AddAddr("eth1", "172.20.0.2/24")
+	r.router.AddAddr("ra2", "172.20.0.1/24")
+	r.a.AddAddr("lo", "192.0.2.1/32")
+	r.a.Command("ip", "route", "replace", "default", "src", "192.0.2.1", "nexthop", "via", "172.18.0.1", "nexthop", "via", "172.20.0.1")
+	r.router.Command("ip", "route", "add", "192.0.2.1", "nexthop", "via", hostA, "nexthop", "via", "172.20.0.2")
+	want := endA()
+	want.Local, want.Uplinks = netip.MustParseAddr("192.0.2.1"), "eth0,eth1,lo"
+	r.put(r.a, r.tunnelA, want)
+	other := endB()
+	other.Hosts = prefixes("192.0.2.1/32")
+	r.put(r.b, r.tunnelB, other)
+	r.b.Command("ip", "route", "replace", "10.1.1.0/24", "via", "192.0.2.1", "dev", "tunl0", "onlink")
+	r.mustPing()
+	for _, way := range []string{"ra", "ra2"} { // the router's answer takes one; both must lead in
+		r.router.Command("ip", "route", "replace", "192.0.2.1", "via", map[string]string{"ra": hostA, "ra2": "172.20.0.2"}[way], "dev", way)
+		r.mustPing()
 	}
 }
 
