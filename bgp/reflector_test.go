@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -240,5 +241,29 @@ func TestRetiredRoutesGo(t *testing.T) {
 	defer a.mu.Unlock()
 	if a.table.Len() != 0 || len(a.retired) != 0 {
 		t.Errorf("%d routes and %d retirees are left", a.table.Len(), len(a.retired))
+	}
+}
+
+// A client without graceful restart that closes its session and dials again at once is let in at once: it
+// need not wait until the end of its old connection has been seen.
+func TestClientFlaps(t *testing.T) {
+	p := mesh("10.2.60.2")
+	p.Passive = true
+	a := start(t, "10.2.60.1", Options{}, p)
+	sw := swarm(t, "10.2.60.1", 64512, "10.2.60.2", "192.168.1.0/24")
+	eventually(t, "route", func() bool { return a.has("192.168.1.0/24") }, a)
+	refused := 0
+	for range 20 {
+		before := a.peer("10.2.60.2").Flaps
+		sw.Flap(0)
+		eventually(t, "the session again", func() bool {
+			return a.peer("10.2.60.2").Flaps > before && established(a, "10.2.60.2")() && a.has("192.168.1.0/24")
+		}, a)
+		if err := sw.Err(0); err != nil && strings.Contains(err.Error(), "collision") {
+			refused++
+		}
+	}
+	if refused > 4 { // where the reader is not scheduled for a while
+		t.Errorf("%d of 20 times the client was refused first", refused)
 	}
 }

@@ -178,8 +178,7 @@ func (f *fsm) newcomer(ev event, old *conn) bool {
 	switch ev.kind {
 	case evIncoming:
 		if !f.keeps() {
-			_ = f.write(ev.net, message.Collision().Notification())
-			ev.net.Close()
+			f.refuseOrRequeue(ev.net, old)
 			return false
 		}
 		f.dropAll(nil)
@@ -196,6 +195,26 @@ func (f *fsm) newcomer(ev event, old *conn) bool {
 		return true
 	}
 	return false
+}
+
+// eofPatience is how long a newcomer waits for the end of the connection before it. A peer that closes its
+// connection and dials anew is often accepted before the reader of the old connection has seen its end.
+const eofPatience = 20 * time.Millisecond
+
+// refuseOrRequeue hands a newcomer back to be taken up after the old connection, if that one is about to end,
+// and else refuses it.
+func (f *fsm) refuseOrRequeue(nc net.Conn, old *conn) {
+	t := time.NewTimer(eofPatience)
+	defer t.Stop()
+	select {
+	case <-old.done:
+		f.s.Accept(nc)
+	case <-t.C:
+		_ = f.write(nc, message.Collision().Notification())
+		nc.Close()
+	case <-f.ctx.Done():
+		nc.Close()
+	}
 }
 
 // writer sends the feed's messages and the keepalives.
