@@ -176,6 +176,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.conn.watch(ctx) })
 	g.Go(func() error { return a.keepDatastore(ctx) })
 	g.Go(func() error { return a.keepAddress(ctx) })
+	g.Go(func() error { return a.keepAutoHost(ctx) })
 	g.Go(func() error { return a.keepTunnels(ctx, host) })
 	g.Go(func() error { return a.terminateFlows(ctx) })
 	if a.prober != nil {

@@ -38,7 +38,10 @@ type pipeline struct {
 	onPaths     func([]desired.Path)
 	tunnelKick  chan struct{} // what the pools want of tunnels, or the MTU, may have changed
 	policyKick  chan struct{} // the policies in force have changed
-	synced      chan struct{} // closed once a first full state is in the tables
+
+	autoHostKick chan struct{} // the automatic host endpoint is not as wanted
+
+	synced chan struct{} // closed once a first full state is in the tables
 
 	mu           sync.Mutex
 	pending      calc.Batch
@@ -55,7 +58,7 @@ type pipeline struct {
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
 	return &pipeline{
 		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir,
-		wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), policyKick: make(chan struct{}, 1), synced: make(chan struct{}),
+		autoHostKick: make(chan struct{}, 1), wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), policyKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
 }
 
@@ -242,6 +245,9 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 	}
 	if p.state.Policy != state.Policy {
 		defer kick(p.policyKick)
+	}
+	if state.AutoHost.Stale {
+		defer kick(p.autoHostKick)
 	}
 	p.state, p.bgpError = state, bgpErr
 }

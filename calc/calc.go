@@ -66,6 +66,7 @@ type State struct {
 	Neighbours desired.Neighbours
 	FDB        desired.FDB
 	NFT        desired.NFT
+	AutoHost   AutoHost
 	Policy     *policy.State // what is enforced on the endpoints; never changed after it was made
 	Verdicts   policy.Labels // of the rules in NFT that deny or count; never changed after it was made
 	Use        TunnelUse
@@ -105,6 +106,8 @@ type Core struct {
 	learnt     map[netip.Prefix]bgp.Path
 	underlay   []desired.Underlay
 	policies   *policies
+
+	controllers map[string]*api.KubeControllersConfiguration
 }
 
 // New returns a core without inputs.
@@ -127,6 +130,8 @@ func New(opts Options) *Core {
 		trusted:    map[desired.EndpointKey]bool{},
 		corrupt:    map[datastore.Key]string{},
 		policies:   newPolicies(opts.Node),
+
+		controllers: map[string]*api.KubeControllersConfiguration{},
 	}
 }
 
@@ -147,6 +152,7 @@ func Queries() []datastore.Query {
 		{Kind: "Tier"},
 		{Kind: "Profile"},
 		{Kind: "HostEndpoint"},
+		{Kind: "KubeControllersConfiguration"},
 		{Kind: "NetworkSet"},
 		{Kind: "GlobalNetworkSet"},
 	}
@@ -198,6 +204,7 @@ func (c *Core) compute() State {
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
 		NFT:        c.nft(eps, t, p),
+		AutoHost:   c.autoHost(p),
 		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(p), p),
 		Use:        t.use,
 		Paths:      c.paths(t),
@@ -244,6 +251,8 @@ func (c *Core) event(e datastore.Event) {
 		err = c.blockEvent(e)
 	case datastore.KindBlockAffinity:
 		err = c.affinityEvent(e)
+	case "KubeControllersConfiguration":
+		err = fold(c.controllers, e)
 	default:
 		err = c.policies.event(e)
 	}

@@ -280,6 +280,9 @@ func (in scenario) render(s calc.State) string {
 	if policies {
 		fmt.Fprintf(&b, "policy\n  %s\n", strings.ReplaceAll(strings.TrimSpace(s.Policy.String()), "\n", "\n  "))
 	}
+	if s.AutoHost.Stale {
+		section("automatic host endpoint", []string{fmt.Sprintf("%s wanted: %v", s.AutoHost.Name, s.AutoHost.Want != nil)})
+	}
 	if in.Options {
 		section("policy options", []string{fmt.Sprintf("%+v", s.Policy.Options)})
 	}
