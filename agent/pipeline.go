@@ -18,6 +18,7 @@ import (
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/policy/render"
 )
 
 // pipeline is the one goroutine that owns the calculation. Producers leave
@@ -261,7 +262,7 @@ func (p *pipeline) policy() (*policy.State, policy.Labels) {
 }
 
 // Ensure makes an endpoint that was just written effective: it returns once
-// its routes are in the kernel. It implements endpoint.Sink.
+// its policy and its routes are in the kernel. It implements endpoint.Sink.
 func (p *pipeline) Ensure(ctx context.Context, wep *api.WorkloadEndpoint) error {
 	key := desired.EndpointKey{Namespace: wep.Namespace, Name: wep.Name}
 	if err := p.change(ctx, calc.LocalChange{Key: key, Endpoint: wep}); err != nil {
@@ -274,6 +275,9 @@ func (p *pipeline) Ensure(ctx context.Context, wep *api.WorkloadEndpoint) error 
 	}
 	if err := p.tables.routes.Wait(ctx, want); err != nil {
 		return fmt.Errorf("route endpoint %s: %w", key, err)
+	}
+	if err := p.tables.nft.WaitKeys(ctx, render.Dispatch()...); err != nil {
+		return fmt.Errorf("enforce policy on endpoint %s: %w", key, err)
 	}
 	return nil
 }

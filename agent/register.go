@@ -51,9 +51,15 @@ func (a *Agent) register(ctx context.Context) error {
 	return writeFile(a.opts.NodenameFile, a.opts.Node)
 }
 
+// ensureFelixConfiguration creates the default one of a new cluster. In it
+// containers may reach their own host, as they may every other and as Kubernetes'
+// network wants it; Calico's installers set the same. A cluster that has one has
+// been set up by a person.
 func (a *Agent) ensureFelixConfiguration(ctx context.Context) error {
 	cfg := &api.FelixConfiguration{}
 	cfg.Kind, cfg.APIVersion, cfg.Name = "FelixConfiguration", api.GroupVersion, "default"
+	accept := "Accept"
+	cfg.Spec.DefaultEndpointToHostAction = &accept
 	cfg.Default()
 	if err := datastore.For[api.FelixConfiguration](a.store).Create(ctx, cfg); err != nil && !errors.Is(err, datastore.ErrExists) {
 		return fmt.Errorf("create FelixConfiguration default: %w", err)

@@ -106,6 +106,7 @@ type Core struct {
 	learnt     map[netip.Prefix]bgp.Path
 	underlay   []desired.Underlay
 	policies   *policies
+	enforced   packetFilter
 
 	controllers map[string]*api.KubeControllersConfiguration
 }
@@ -203,9 +204,8 @@ func (c *Core) compute() State {
 		Reach:      t.reach(),
 		Neighbours: t.neighbours,
 		FDB:        t.fdb,
-		NFT:        c.nft(eps, t, p),
 		AutoHost:   c.autoHost(p),
-		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(p), p),
+		Policy:     c.policies.compute(c.ends(eps, p), c.policyOptions(t, p), p),
 		Use:        t.use,
 		Paths:      c.paths(t),
 		MTUPattern: c.mtuPattern(),
@@ -213,6 +213,8 @@ func (c *Core) compute() State {
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
 		Locked:     c.locked(),
 	}
+	s.NFT, s.Verdicts = c.nft(eps, t, p), c.enforced.of(s.Policy, c.opts.Remote)
+	s.NFT.Merge(c.enforced.rendered)
 	if self := c.nodes[c.opts.Node]; self != nil {
 		s.Labels = self.Labels
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/manekinet/maneki/api"
+	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
 )
 
@@ -24,7 +25,7 @@ const endpointToHost = "Return"
 
 // policyOptions are the settings of FelixConfiguration that bear on policy, this
 // node's before those of all.
-func (c *Core) policyOptions(p *problems) policy.Options {
+func (c *Core) policyOptions(t tunnelState, p *problems) policy.Options {
 	text := c.felixText
 	deny := text(func(s *api.FelixConfigurationSpec) *string { return s.NftablesFilterDenyAction },
 		text(func(s *api.FelixConfigurationSpec) *string { return s.IptablesFilterDenyAction }, "Drop"))
@@ -50,6 +51,14 @@ func (c *Core) policyOptions(p *problems) policy.Options {
 		out = failsafes(nil, 53, 67)
 	}
 	o.FailsafeInbound, o.FailsafeOutbound = compileFailsafes(in, p), compileFailsafes(out, p)
+	for _, d := range t.devices {
+		switch d.Encap {
+		case desired.EncapVXLAN:
+			o.VXLANPort = uint16(d.Port)
+		case desired.EncapIPIP:
+			o.IPIP = true
+		}
+	}
 	if f := c.felix["default"]; f != nil {
 		o.TerminateFlows = f.Annotations[annotationTermination] == "true"
 	}

@@ -149,7 +149,7 @@ func (b *builder) dispatchMap(d *dispatch) string {
 	for iface, chain := range d.targets {
 		list = append(list, typ.Element(desired.Verdict{Do: desired.Goto, Chain: chain}, desired.InterfacePart(iface)))
 	}
-	name := d.name + "_by_interface"
+	name := dispatchName(d.name)
 	b.out.NFT.AddElements(name, typ, desired.NewElements(list...))
 	return name
 }
