@@ -107,8 +107,6 @@ type Core struct {
 	underlay   []desired.Underlay
 	policies   *policies
 	enforced   packetFilter
-
-	controllers map[string]*api.KubeControllersConfiguration
 }
 
 // New returns a core without inputs.
@@ -131,8 +129,6 @@ func New(opts Options) *Core {
 		trusted:    map[desired.EndpointKey]bool{},
 		corrupt:    map[datastore.Key]string{},
 		policies:   newPolicies(opts.Node),
-
-		controllers: map[string]*api.KubeControllersConfiguration{},
 	}
 }
 
@@ -153,7 +149,6 @@ func Queries() []datastore.Query {
 		{Kind: "Tier"},
 		{Kind: "Profile"},
 		{Kind: "HostEndpoint"},
-		{Kind: "KubeControllersConfiguration"},
 		{Kind: "NetworkSet"},
 		{Kind: "GlobalNetworkSet"},
 	}
@@ -253,8 +248,6 @@ func (c *Core) event(e datastore.Event) {
 		err = c.blockEvent(e)
 	case datastore.KindBlockAffinity:
 		err = c.affinityEvent(e)
-	case "KubeControllersConfiguration":
-		err = fold(c.controllers, e)
 	default:
 		err = c.policies.event(e)
 	}

@@ -59,7 +59,7 @@ func (c *Core) autoHost(p *problems) AutoHost {
 }
 
 func (c *Core) autoHostConfig() *api.AutoHostEndpointConfig {
-	k := c.controllers["default"]
+	k := c.control["default"]
 	if k == nil || k.Spec.Controllers.Node == nil {
 		return nil
 	}

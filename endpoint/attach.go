@@ -99,7 +99,11 @@ func (m *Manager) attachLocked(ctx context.Context, a *attachment) (Result, erro
 func (m *Manager) prepare(ctx context.Context, a *attachment) (stored *api.WorkloadEndpoint, err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	if len(a.Profiles) == 0 {
-		g.Go(func() error { return m.ensureProfile(gctx, networkProfile(a.Network, a.Pod != "")) })
+		admit := admitNoOthers
+		if a.Pod != "" {
+			admit = admitAll
+		}
+		g.Go(func() error { return m.ensureProfile(gctx, networkProfile(a.Network, admit)) })
 	}
 	for _, name := range a.Profiles {
 		if p := convert.BareProfile(name); p != nil {
@@ -116,16 +120,30 @@ func (m *Manager) prepare(ctx context.Context, a *attachment) (stored *api.Workl
 	return stored, g.Wait()
 }
 
-// networkProfile is the profile of a network without policy: its members reach each other, a pod everybody
-// (spec/calico.md §4).
-func networkProfile(network string, pod bool) *api.Profile {
+// admission says whom the profile of a network without policy lets in (spec/calico.md §4).
+type admission uint8
+
+const (
+	admitMembers  admission = iota + 1 // of the same network: Docker's
+	admitNoOthers                      // the same, and what is no container: a plain CNI network's
+	admitAll                           // a pod's
+)
+
+// networkProfile is the profile of a network without policy. Calico's CNI plugin lets members alone into a container
+// that is no pod, and so keeps the other hosts and everybody outside out of it; here a container keeps out the
+// containers of other networks.
+func networkProfile(network string, admit admission) *api.Profile {
 	p := &api.Profile{Spec: api.ProfileSpec{
 		Ingress:       []api.Rule{{Action: api.ActionAllow}},
 		Egress:        []api.Rule{{Action: api.ActionAllow}},
 		LabelsToApply: map[string]string{network: ""},
 	}}
-	if !pod {
+	if admit != admitAll {
 		p.Spec.Ingress[0].Source.Selector = "has(" + network + ")"
+	}
+	if admit == admitNoOthers {
+		noContainer := api.EntityRule{NotSelector: "has(" + api.LabelOrchestrator + ")"}
+		p.Spec.Ingress = append(p.Spec.Ingress, api.Rule{Action: api.ActionAllow, Source: noContainer})
 	}
 	p.Name = network
 	p.Default()

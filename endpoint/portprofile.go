@@ -37,7 +37,7 @@ func (m *Manager) ensurePortProfile(ctx context.Context, p *Port) error {
 
 // portProfile is that of a network, or of an internal one: in and out only between its members, and to the name server.
 func portProfile(network string, internal bool) *api.Profile {
-	p := networkProfile(network, false)
+	p := networkProfile(network, admitMembers)
 	if !internal {
 		return p
 	}

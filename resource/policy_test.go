@@ -234,8 +234,19 @@ func TestWarnings(t *testing.T) {
 	}
 	p := &api.NetworkPolicy{}
 	p.Name, p.Namespace = "p", "ns"
-	if got := Warnings(p); len(got) != 1 || got[0] != "NetworkPolicy(ns/p): stored, but this release does not enforce policies" {
+	if got := Warnings(p); len(got) != 0 {
 		t.Errorf("%q", got)
+	}
+	service := api.EntityRule{Services: &api.ServiceMatch{Name: "s"}}
+	p.Spec.Ingress = []api.Rule{{Action: api.ActionAllow, HTTP: &api.HTTPMatch{}}}
+	p.Spec.Egress = []api.Rule{{Action: api.ActionAllow, Destination: service}, {Action: api.ActionDeny, Destination: service}}
+	want = []string{
+		"NetworkPolicy(ns/p): egress[0]: matches nobody: the endpoints of services are not known without Kubernetes",
+		"NetworkPolicy(ns/p): egress[1]: denies whatever meets its other criteria: the endpoints of services are not known without Kubernetes",
+		"NetworkPolicy(ns/p): ingress[0]: matches nothing: no proxy looks into connections for http criteria",
+	}
+	if got := Warnings(p); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 	if got := Warnings(newPool("p", "10.0.0.0/16")); len(got) != 0 {
 		t.Errorf("%q", got)
