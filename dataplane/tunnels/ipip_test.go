@@ -337,6 +337,31 @@ func TestIPIPErrorsReachTheSender(t *testing.T) {
 	}
 }
 
+// TestIPIPAnswersWhatDoesNotFit: the underlay takes less than tunl0 promises, and the sender is told (RFC 1191).
+func TestIPIPAnswersWhatDoesNotFit(t *testing.T) {
+	hooks(t, func(t *testing.T, clsact bool) {
+		r := newRig(t, clsact)
+		r.a.Command("ip", "link", "set", "eth0", "mtu", "1400")
+		_, out := r.ping(2, "-M", "do", "-s", "1400")
+		if !regexp.MustCompile(`(?i)from 10\.1\.2\.2 .*frag needed.*mtu = 1380`).MatchString(out) {
+			t.Errorf("underlay of 1400 less 20:\n%s", out)
+		}
+		if n, out := r.ping(2, "-M", "do", "-s", "1352"); n != 2 {
+			t.Errorf("what just fits:\n%s", out)
+		}
+		r.podA.Command("ip", "route", "flush", "cache") // forget the size
+		before := r.counts(r.tunnelA)["too-big"]
+		if _, out := r.ping(1, "-M", "dont", "-s", "1400"); strings.Contains(strings.ToLower(out), "frag needed") || r.counts(r.tunnelA)["too-big"] != before+1 {
+			t.Errorf("a packet that may be fragmented is only counted: %v\n%s", r.counts(r.tunnelA), out)
+		}
+		sent := make([]byte, 4<<20)
+		_, _ = rand.Read(sent)
+		if got := transfer(t, r.podA, r.podB, podB, sent); !bytes.Equal(got, sent) {
+			t.Error("a stream of merged packets does not adapt")
+		}
+	})
+}
+
 // TestIPIPFragments: the programs cannot put an outer packet together; it goes to the stack, and is counted.
 func TestIPIPFragments(t *testing.T) {
 	r := newRig(t, false)

@@ -72,7 +72,7 @@ struct {
 enum reason {
 	NO_ROUTE,      // no gateway for the inner packet on tunl0, or no way to that gateway
 	UNKNOWN_HOST,  // outer source or gateway is none of the hosts
-	TOO_BIG,       // the outer packet does not fit the underlay
+	TOO_BIG,       // the outer packet does not fit the underlay; the sender was told if it forbids fragments
 	FRAGMENT,      // a fragment of an outer packet
 	MALFORMED,     // headers that cannot be
 	CONGESTION,    // marked on the way although the inner sender does not know ECN (RFC 6040 §4.2)
@@ -107,17 +107,20 @@ inline_always int known(u32 addr)
 	return map_lookup(&maneki_hosts, &p) != 0;
 }
 
-// sum adds the 16-bit words of an IPv4 header without options (RFC 1071): 0xffff for one that is intact.
-inline_always u32 sum(const struct ipv4 *ip)
+// words adds 16-bit words as RFC 1071 says.
+inline_always u32 words(const void *from, int bytes)
 {
-	const u16 *w = (const u16 *)ip;
+	const u16 *w = from;
 	u32 s = 0;
 #pragma unroll
-	for (int i = 0; i < IP_LEN / 2; i++)
+	for (int i = 0; i < bytes / 2; i++)
 		s += w[i];
 	s = (s & 0xffff) + (s >> 16);
 	return (s & 0xffff) + (s >> 16);
 }
+
+// sum is 0xffff for an IPv4 header without options that is intact.
+inline_always u32 sum(const struct ipv4 *ip) { return words(ip, IP_LEN); }
 
 // segment is the size of the largest packet that will leave: of a merged packet that of one segment.
 inline_always u32 segment(struct packet *p, const struct ipv4 *ip)
@@ -145,6 +148,36 @@ inline_always u32 gateway(struct packet *p, const struct config *c, const struct
 	return f.dst[0];
 }
 
+// too_big tells the sender of a packet that may not be fragmented which size fits (RFC 1191 §4), as the stack would. It
+// seems to come from the packet's destination, so that the way back to its source is the tunnel.
+inline_always int too_big(struct packet *p, const struct config *c, const struct ipv4 *in, u16 mtu)
+{
+	enum { UNREACHABLE = 3, TOO_LARGE = 4, ECHO = 8 };
+	// Of TCP the quotation must reach beyond the checksum, which the kernel may still have to fill in.
+	struct {
+		struct ipv4 ip;
+		struct icmp error;
+		struct ipv4 in;
+		u8 transport[20];
+	} q;
+	enum { QUOTED = IP_LEN + sizeof(q.transport) };
+	count(TOO_BIG, 0);
+	if (in->version_ihl != 0x45 || !(in->frag & DONT_FRAGMENT) || in->frag & be16(0x1fff) || mtu < 68 + IP_LEN ||
+	    load_bytes(p, ETH_LEN, &q.in, QUOTED) || (in->protocol == PROTO_ICMP && q.transport[0] != ECHO))
+		return VERDICT_DROP;
+	q.error = (struct icmp){.type = UNREACHABLE, .code = TOO_LARGE, .mtu = be16(mtu - IP_LEN)};
+	q.error.csum = ~words(&q.error, ICMP_LEN + QUOTED);
+	q.ip = (struct ipv4){
+		.version_ihl = 0x45, .len = be16(IP_LEN + ICMP_LEN + QUOTED), .ttl = c->ttl, .protocol = PROTO_ICMP,
+		.src = in->dst, .dst = in->src,
+	};
+	q.ip.csum = ~sum(&q.ip);
+	if (change_tail(p, ETH_LEN + QUOTED, 0) || adjust_room(p, IP_LEN + ICMP_LEN, ROOM_MAC, 0) ||
+	    store_bytes(p, ETH_LEN, &q, IP_LEN + ICMP_LEN, 0) || store_bytes(p, 0, c->mac, sizeof(c->mac), 0))
+		return VERDICT_DROP;
+	return redirect(c->wire, 0);
+}
+
 SEC("tc")
 int maneki_encap(struct packet *p)
 {
@@ -166,7 +199,7 @@ int maneki_encap(struct packet *p)
 	};
 	s64 rc = fib_lookup(p, &f, sizeof(f), 0);
 	if (rc == FIB_FRAGMENTATION_NEEDED)
-		return count(TOO_BIG, VERDICT_DROP);
+		return too_big(p, c, &in, f.tot_len);
 	if ((rc != FIB_SUCCESS && rc != FIB_NO_NEIGHBOUR) || f.ifindex == c->tunnel || f.ifindex == c->wire)
 		return count(NO_ROUTE, VERDICT_DROP);
 

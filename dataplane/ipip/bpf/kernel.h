@@ -100,6 +100,7 @@ static s64 (*store_bytes)(struct packet *, u32 offset, const void *from, u32 len
 static s64 (*l3_csum_replace)(struct packet *, u32 offset, u64 from, u64 to, u64 size) = (void *)10;
 static s64 (*redirect)(u32 ifindex, u64 flags) = (void *)23;
 static s64 (*load_bytes)(const struct packet *, u32 offset, void *to, u32 len) = (void *)26;
+static s64 (*change_tail)(struct packet *, u32 len, u64 flags) = (void *)38;
 static s64 (*adjust_room)(struct packet *, s32 diff, u32 mode, u64 flags) = (void *)50;
 static s64 (*fib_lookup)(struct packet *, struct fib_lookup *, u32 size, u32 flags) = (void *)69;
 static s64 (*redirect_neigh)(u32 ifindex, const struct next_hop *, u32 size, u64 flags) = (void *)152;
