@@ -157,12 +157,12 @@ func (a *Agent) serveDrops(w http.ResponseWriter, r *http.Request) {
 func (a *Agent) drop(r flows.Report) agentapi.Drop {
 	d := agentapi.Drop{Time: r.Time, Packet: packetDocument(r.Packet), In: r.In, Out: r.Out}
 	state, labels := a.pipe.policy()
-	v, known := labels[r.Label]
-	if !known {
+	label, known := labels[r.Label]
+	if !known || state == nil {
 		d.Verdict = agentapi.Verdict{Because: "by a rule that has been replaced since"}
 		return d
 	}
-	d.Verdict = verdictDocument(state, v, false)
+	d.Verdict = verdictDocument(state, label.For(state, r.Packet, r.In, r.Out), false)
 	return d
 }
 

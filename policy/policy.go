@@ -243,11 +243,6 @@ type Failsafe struct {
 // of a report is the label of a Verdict. Nobody else is known to use the number.
 const ReportGroup uint16 = 2603
 
-// Labels tell what the labels in the packet filter stand for: short names of
-// verdicts, in reports of denied packets and at counters. A label follows from
-// what it stands for, so that it outlives a restart of the agent.
-type Labels map[string]Verdict
-
 // Verdict is why a packet was let through or not, as one rule or one default:
 // what `maneki drops` names.
 type Verdict struct {

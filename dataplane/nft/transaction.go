@@ -176,11 +176,3 @@ func (t *transaction) deletions(dels []desired.NFTKey) {
 	})
 	each(desired.NFTChain, t.b.delChain)
 }
-
-func (t *transaction) commit() error {
-	if err := t.a.conn.commit(t.b); err != nil {
-		return err
-	}
-	t.a.written = t.sets
-	return nil
-}

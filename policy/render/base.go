@@ -31,6 +31,18 @@ const (
 	output     = "policy_output"
 )
 
+// Dispatch names the maps in which every workload endpoint stands that is
+// enforced. When they are in the kernel as wanted, so is all below them.
+func Dispatch() []desired.NFTKey {
+	var keys []desired.NFTKey
+	for _, base := range []string{forwardIn, forwardOut, input} {
+		keys = append(keys, desired.NFTKey{Kind: desired.NFTSet, Name: dispatchName(base)})
+	}
+	return keys
+}
+
+func dispatchName(base string) string { return base + "_by_interface" }
+
 // dispatch is a base chain and whom it sends packets to.
 type dispatch struct {
 	name, hook string
@@ -123,7 +135,7 @@ func (b *builder) base(d *dispatch, marks bool) {
 	if d.name == input {
 		rules = append(rules, neighbourDiscovery(workloads))
 	}
-	if len(d.targets) > 0 {
+	if len(d.targets) > 0 || fromWorkloads {
 		rules = append(rules, desired.Rule{Do: desired.VMap, Map: b.dispatchMap(d), Key: []desired.Field{d.field}})
 	}
 	if fromWorkloads && b.s.Options.InterfacePrefix != "" {
@@ -131,7 +143,7 @@ func (b *builder) base(d *dispatch, marks bool) {
 		if d.name == forwardOut {
 			direction = policy.Ingress
 		}
-		rules = append(rules, b.denyRule(Label{Place: policy.PlaceNormal, Verdict: policy.Verdict{Direction: direction, Rule: -1, Reason: policy.ByUnknownEndpoint}}, workloads))
+		rules = append(rules, b.denyRule(policy.Label{Place: policy.PlaceNormal, Verdict: policy.Verdict{Direction: direction, Rule: -1, Reason: policy.ByUnknownEndpoint}}, workloads))
 	}
 	if d.all != "" {
 		// All interfaces of the host itself: not its loopback, which never leaves it, and not those of workloads.
@@ -175,7 +187,7 @@ func (b *builder) toHost() {
 		// The name server for Docker's containers answers on the gateway's address, which is nobody else's.
 		rules = append(rules, desired.Rule{Match: []desired.Match{workloads, desired.DstNet(gateway()), desired.Proto(proto), desired.DstPort(53, 53)}, Do: desired.Accept})
 	}
-	rules = append(rules, b.denyRule(Label{Place: policy.PlaceNormal, Verdict: policy.Verdict{Direction: policy.Egress, Rule: -1, Reason: policy.ByEndpointToHost}}, workloads))
+	rules = append(rules, b.denyRule(policy.Label{Place: policy.PlaceNormal, Verdict: policy.Verdict{Direction: policy.Egress, Rule: -1, Reason: policy.ByEndpointToHost}}, workloads))
 	b.out.NFT.AddChain(toHost, desired.Hook{Type: "filter", Name: "input", Priority: priorityToHost}, rules...)
 }
 
@@ -196,7 +208,7 @@ func (b *builder) endpoint(ep *policy.Endpoint, place policy.Place, d policy.Dir
 		rules = append(rules, b.tunnels(place)...)
 	}
 	if place != policy.PlaceUntracked && !b.s.Options.KeepInvalid {
-		rules = append(rules, b.denyRule(Label{Place: place, Verdict: policy.Verdict{Direction: d, Rule: -1, Reason: policy.ByInvalid}}, desired.State(desired.Invalid)))
+		rules = append(rules, b.denyRule(policy.Label{Place: place, Verdict: policy.Verdict{Direction: d, Rule: -1, Reason: policy.ByInvalid}}, desired.State(desired.Invalid)))
 	}
 	if ep.Host && place != policy.PlaceForward {
 		rules = append(rules, b.failsafes(place, d)...)
@@ -214,7 +226,7 @@ func (b *builder) endpoint(ep *policy.Endpoint, place policy.Place, d policy.Dir
 				}
 			}
 		}
-		rules = append(rules, b.denyRule(Label{Place: place, Verdict: policy.Verdict{Direction: d, Rule: -1, Reason: policy.ByNoProfile}}))
+		rules = append(rules, b.denyRule(policy.Label{Place: place, Verdict: policy.Verdict{Direction: d, Rule: -1, Reason: policy.ByNoProfile}}))
 	}
 	return b.content("ep-", rules, nil, nil)
 }
@@ -258,7 +270,7 @@ func (b *builder) tier(t policy.Tier, d policy.Direction, place policy.Place) st
 	}
 	c.closeSegment()
 	if t.EndDeny {
-		r := b.denyRule(Label{Place: place, Verdict: policy.Verdict{Direction: d, Tier: t.Name, Rule: -1, Reason: policy.ByTierEnd}})
+		r := b.denyRule(policy.Label{Place: place, Verdict: policy.Verdict{Direction: d, Tier: t.Name, Rule: -1, Reason: policy.ByTierEnd}})
 		c.put(r, r.ID(), RuleRef{Rule: -1})
 	}
 	name := ""

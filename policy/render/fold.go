@@ -228,7 +228,7 @@ func (f *folding) of(b box) *foldMap {
 func (c *compiler) emitFold(f *folding, first int) {
 	deny := ""
 	if len(f.deny) > 0 {
-		l := Label{Verdict: policy.Verdict{Reason: policy.ByRule, Rule: f.deny[0]}}
+		l := policy.Label{Verdict: policy.Verdict{Reason: policy.ByRule, Rule: f.deny[0]}}
 		if len(f.deny) > 1 {
 			l.Rules = f.deny
 		}

@@ -14,8 +14,8 @@ const (
 	reportBurst      = 20
 )
 
-// text identifies a label; equal ones share a chain.
-func (l Label) text() string {
+// labelText identifies a label; equal ones share a chain.
+func labelText(l policy.Label) string {
 	v := l.Verdict
 	return fmt.Sprintf("%s %s %d %q %s %d %d %v", v.Endpoint, v.Direction, l.Place, v.Tier, v.Policy, v.Rule, v.Reason, l.Rules)
 }
@@ -23,8 +23,8 @@ func (l Label) text() string {
 // deny makes the chain that denies for a reason, and names it. In the places
 // before routing a packet is dropped whatever the options say: there an answer
 // could not be sent yet.
-func (r *Renderer) deny(l Label) (chain, string) {
-	name := "deny-" + hash(l.text())
+func (r *Renderer) deny(l policy.Label) (chain, string) {
+	name := "deny-" + hash(labelText(l))
 	var rules []desired.Rule
 	if r.opts.ReportGroup != 0 {
 		rules = append(rules, desired.Rule{
@@ -51,7 +51,7 @@ func newChain(name string, rules []desired.Rule) chain {
 
 // denyRule adds the chain of a reason to the result and returns the rule that
 // goes there.
-func (b *builder) denyRule(l Label, match ...desired.Match) desired.Rule {
+func (b *builder) denyRule(l policy.Label, match ...desired.Match) desired.Rule {
 	c, label := b.r.deny(l)
 	b.out.NFT.AddRules(c.name, desired.Hook{}, c.id, c.rules)
 	b.out.Labels[label] = l

@@ -30,21 +30,11 @@ type Options struct {
 // Result is the packet filter of a State.
 type Result struct {
 	NFT desired.NFT
-	// Labels say why a packet was denied that was reported with one: the label is the prefix of the report. The endpoint
-	// is empty where several share the rule; the interfaces of the report say which it is.
-	Labels map[string]Label
+	// Labels say why a packet was denied: the label is the prefix of its report.
+	Labels policy.Labels
 	// Chains and Sets say which counters belong to which rule of a policy; see Hits.
 	Chains map[string][]RuleRef
 	Sets   map[string]CountedSet
-}
-
-// Label is a verdict as a report names it.
-type Label struct {
-	Verdict policy.Verdict
-	Place   policy.Place
-	// Rules are the indexes of the rules of Verdict.Policy of which one decided, where one look-up stands for several; the
-	// first of them that matches the packet did.
-	Rules []int
 }
 
 // RuleRef is one rule of a policy in one direction. Rule is -1 where a counter belongs to none.
@@ -96,7 +86,7 @@ func (r *Renderer) Render(s *policy.State) Result {
 	}
 	b := &builder{
 		r: r, s: s, keep: make(map[policyKey]*piece, len(r.policies)), tiers: map[tierKey]string{}, used: map[policy.SetID]bool{},
-		out: Result{Labels: map[string]Label{}, Chains: map[string][]RuleRef{}, Sets: map[string]CountedSet{}},
+		out: Result{Labels: policy.Labels{}, Chains: map[string][]RuleRef{}, Sets: map[string]CountedSet{}},
 	}
 	b.bases()
 	b.addressSets()
@@ -127,7 +117,7 @@ type piece struct {
 	chains []chain
 	sets   []constantSet
 	uses   []policy.SetID
-	labels map[string]Label
+	labels policy.Labels
 }
 
 // chain is a chain that goes with a piece.

@@ -91,12 +91,12 @@ type compiler struct {
 }
 
 func (r *Renderer) render(s *policy.State, p *policy.Policy, d policy.Direction, how variant) *piece {
-	c := &compiler{r: r, s: s, p: p, d: d, how: how, out: &piece{labels: map[string]Label{}}, set: map[string]bool{}}
+	c := &compiler{r: r, s: s, p: p, d: d, how: how, out: &piece{labels: policy.Labels{}}, set: map[string]bool{}}
 	rules := p.Rules(d)
 	c.out.inline = slices.ContainsFunc(rules, func(r policy.Rule) bool { return r.Do == policy.Pass })
 	c.out.name = safeName(how.prefix()+map[policy.Direction]string{policy.Ingress: "i-", policy.Egress: "o-"}[d], policyName(p.ID))
 	if p.Broken != "" {
-		c.emit(-1, desired.Rule{Do: desired.Goto, Chain: c.deny(Label{Verdict: policy.Verdict{Reason: policy.ByBrokenPolicy, Rule: -1}})})
+		c.emit(-1, desired.Rule{Do: desired.Goto, Chain: c.deny(policy.Label{Verdict: policy.Verdict{Reason: policy.ByBrokenPolicy, Rule: -1}})})
 	}
 	for len(rules) > 0 {
 		if n := c.fold(rules); n > 0 {
@@ -136,7 +136,7 @@ func (c *compiler) emit(index int, r desired.Rule) {
 }
 
 // deny adds the chain of a reason and returns its name.
-func (c *compiler) deny(l Label) string {
+func (c *compiler) deny(l policy.Label) string {
 	l.Verdict.Direction, l.Verdict.Tier, l.Verdict.Policy, l.Place = c.d, c.p.Tier, c.p.ID, c.how.place()
 	made, label := c.r.deny(l)
 	c.out.chains = append(c.out.chains, made)
@@ -172,7 +172,7 @@ func (c *compiler) do(r *policy.Rule) desired.Rule {
 		}
 		return out
 	}
-	chain := c.deny(Label{Verdict: policy.Verdict{Reason: policy.ByRule, Rule: r.Index}})
+	chain := c.deny(policy.Label{Verdict: policy.Verdict{Reason: policy.ByRule, Rule: r.Index}})
 	return desired.Rule{Counter: true, Do: desired.Goto, Chain: chain}
 }
 

@@ -1,0 +1,335 @@
+package render_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manekinet/maneki/dataplane/nft"
+	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/policy/render"
+	"github.com/manekinet/maneki/reconcile"
+)
+
+// variantState allows UDP to w2 on port 80 and denies port 81, in one of many
+// ways: by a single rule, by lists that fold, by selectors, by tiers that pass.
+func variantState(n int) *policy.State {
+	s := state(nil)
+	s.Sets["s:w1"] = &policy.Set{ID: "s:w1", Kind: policy.Addresses, Members: members("10.0.0.1/32", fmt.Sprintf("198.51.100.%d/32", n%256))}
+	udp80 := func(from ...func(*policy.Rule)) policy.Rule {
+		return rule(policy.Allow, append(from, proto(17), to(80, 80))...)
+	}
+	var rules []policy.Rule
+	switch n % 4 {
+	case 0:
+		rules = []policy.Rule{udp80(fromSet("s:w1"))}
+	case 1:
+		for i := range 6 + n%7 {
+			rules = append(rules, udp80(from(fmt.Sprintf("10.0.0.%d/32", (i+n)%12+1))))
+		}
+		rules = append(rules, udp80(from("10.0.0.1/32")))
+	case 2:
+		rules = []policy.Rule{rule(policy.Deny, proto(17), to(81, 81)), udp80(), rule(policy.Log, proto(6))}
+	case 3:
+		rules = []policy.Rule{rule(policy.Deny, proto(17), to(81, 90)), rule(policy.Pass)}
+	}
+	id := gnp(fmt.Sprintf("flip-%d", n%3))
+	s.Policies[id] = &policy.Policy{ID: id, Tier: "default", Ingress: numbered(rules...)}
+	s.Policies[gnp("always")] = &policy.Policy{ID: gnp("always"), Tier: "last", Ingress: numbered(udp80())}
+	clear(s.Endpoints)
+	for i := 1; i <= 2; i++ {
+		key := desired.EndpointKey{Namespace: "default", Name: fmt.Sprintf("w%d", i)}
+		s.Endpoints[key] = &policy.Endpoint{
+			Key: key, Interface: fmt.Sprintf("cali%d", i), Profiles: []policy.ID{{Kind: "Profile", Name: "kns.default"}},
+			Normal: policy.Hook{Ingress: []policy.Tier{{Name: "default", Policies: []policy.ID{id}, EndDeny: n%4 != 3}, {Name: "last", Policies: []policy.ID{gnp("always")}, EndDeny: true}}},
+		}
+	}
+	return s
+}
+
+// flood sends UDP from w1 to w2 on ports 80 and 81 in turns until it is stopped.
+type flood struct {
+	r          *rig
+	stop       context.CancelFunc
+	wg         sync.WaitGroup
+	good, evil []uint64
+}
+
+func startFlood(r *rig) *flood {
+	ctx, stop := context.WithCancel(context.Background())
+	f := &flood{r: r, stop: stop}
+	e := r.ends["w1"]
+	to := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: e.index, Halen: 6}
+	copy(to.Addr[:], e.mac)
+	f.wg.Go(func() {
+		for n := uint64(1); ctx.Err() == nil; n++ {
+			p := policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: uint16(1024 + n%60000), DstPort: 80}
+			list := &f.good
+			if n%2 == 0 {
+				p.DstPort, list = 81, &f.evil
+			}
+			if unix.Sendto(e.send, build(p, 0x4242<<48|n), 0, to) == nil {
+				*list = append(*list, 0x4242<<48|n)
+			}
+			if n%32 == 0 {
+				time.Sleep(2 * time.Millisecond) // some ten thousand packets per second
+			}
+		}
+	})
+	return f
+}
+
+// wrong counts the packets with the wrong verdict: good ones that did not arrive,
+// and evil ones that did.
+func (f *flood) wrong() (lost, leaked int) {
+	f.stop()
+	f.wg.Wait()
+	got := f.r.arrived(f.good)
+	for _, c := range f.good {
+		if len(got[c]) == 0 {
+			lost++
+		}
+	}
+	for _, c := range f.evil {
+		if len(got[c]) > 0 {
+			leaked++
+		}
+	}
+	return lost, leaked
+}
+
+// table runs the applier as the agent does.
+func (r *rig) table(t *testing.T) *reconcile.Table[desired.NFTKey, desired.NFTObject] {
+	table := reconcile.NewTable(r.applier, reconcile.Options[desired.NFTKey]{Name: "nftables", Compare: desired.NFTKey.Compare})
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = table.Run(ctx) })
+	wg.Go(func() { r.host.Do(func() { _ = r.applier.Watch(ctx, table.Dirty) }) })
+	t.Cleanup(func() {
+		stop()
+		wg.Wait()
+	})
+	return table
+}
+
+func (r *rig) set(t *testing.T, table *reconcile.Table[desired.NFTKey, desired.NFTObject], s *policy.State) {
+	t.Helper()
+	n := r.renderer.Render(s).NFT
+	r.applier.Provide(n)
+	table.Set(n.Objects)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := table.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestChangesAreAtomic: packets meet the old state or the new one, never half of
+// one (spec/faults.md §2 row 28).
+func TestChangesAreAtomic(t *testing.T) {
+	r := newRig(t)
+	table := r.table(t)
+	r.set(t, table, variantState(0))
+	changes := 10_000
+	if testing.Short() {
+		changes = 500
+	}
+	f := startFlood(r)
+	for n := range changes {
+		r.set(t, table, variantState(n))
+	}
+	lost, leaked := f.wrong()
+	t.Logf("%d changes, %d packets", changes, len(f.good)+len(f.evil))
+	if lost+leaked > 0 || len(f.good) < changes/10 {
+		t.Errorf("of %d packets %d were lost, of %d forbidden ones %d came through", len(f.good), lost, len(f.evil), leaked)
+	}
+}
+
+// TestForeignChangesHeal within a second, whatever was done to the table; and
+// what heals is what was there before.
+func TestForeignChangesHeal(t *testing.T) {
+	r := newRig(t)
+	table := r.table(t)
+	r.set(t, table, variantState(1))
+	before := r.listing()
+	for _, harm := range []string{
+		"flush table inet maneki", "delete table inet maneki", "flush ruleset", "flush chain inet maneki policy_forward_out",
+		"insert rule inet maneki policy_forward_out accept", "add table inet maneki { flags dormant; }",
+		"delete element inet maneki policy_forward_out_by_interface { cali2 }", "add chain inet maneki open { type filter hook forward priority -300; }",
+		"flush map inet maneki policy_forward_in_by_interface",
+	} {
+		begin := time.Now()
+		r.host.Command("nft", harm)
+		for r.listing() != before {
+			if time.Since(begin) > 5*time.Second {
+				t.Fatalf("%s: not healed: %+v\n%s", harm, table.Status(), r.listing())
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		took := time.Since(begin)
+		t.Logf("%-75s %v", harm, took.Round(time.Millisecond))
+		if took > time.Second {
+			t.Errorf("%s: healed after %v", harm, took)
+		}
+	}
+}
+
+// listing is the table as nft(8) shows it, in an order of its own, without
+// counters.
+func (r *rig) listing() string {
+	out, err := r.host.TryCommand("nft", "-s", "list", "table", "inet", "maneki")
+	if err != nil {
+		return err.Error()
+	}
+	parts := strings.Split(out, "\n\n")
+	for i := range parts {
+		parts[i] = strings.Trim(parts[i], "\n} {")
+	}
+	seen := map[string]bool{}
+	for _, p := range parts {
+		seen[strings.TrimPrefix(p, "table inet maneki {\n")] = true
+	}
+	return fmt.Sprint(seen)
+}
+
+// TestARestartLeavesPolicyInForce: another agent finds everything as it wants it.
+func TestARestartLeavesPolicyInForce(t *testing.T) {
+	r := newRig(t)
+	r.apply(variantState(1))
+	var again *nft.Applier
+	var err error
+	r.host.Do(func() { again, err = nft.New() })
+	must(t, err)
+	defer again.Close()
+	have, err := again.Dump(context.Background())
+	must(t, err)
+	if puts, dels := differences(render.New(render.Options{ReportGroup: 77}).Render(variantState(1)).NFT, have); len(puts)+len(dels) > 0 {
+		t.Errorf("a restart rewrites %v and removes %v", puts, dels)
+	}
+}
+
+// TestTamperingOpensNothing: random damage, random packets while it heals. What
+// is denied may get through between the damage and its repair, for damage by root
+// is an act of root; afterwards everything is as before, and nothing panics.
+func TestTamperingOpensNothing(t *testing.T) {
+	r := newRig(t)
+	table := r.table(t)
+	r.set(t, table, variantState(1))
+	before := r.listing()
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 60 {
+		list := strings.Split(r.host.Command("nft", "-a", "list", "table", "inet", "maneki"), "\n")
+		var harms []string
+		chain := ""
+		for _, line := range list {
+			w := strings.Fields(line)
+			if len(w) > 1 && (w[0] == "chain" || w[0] == "map" || w[0] == "set") {
+				chain = w[1]
+				harms = append(harms, "flush "+w[0]+" inet maneki "+w[1])
+				if w[0] == "chain" {
+					harms = append(harms, "insert rule inet maneki "+w[1]+" accept", "add rule inet maneki "+w[1]+" counter accept")
+				}
+				continue
+			}
+			if at := strings.Index(line, "# handle "); at > 0 && strings.HasPrefix(line, "\t\t") {
+				harms = append(harms, "delete rule inet maneki "+chain+" handle "+strings.TrimSpace(line[at+9:]))
+			}
+		}
+		harm := harms[random.IntN(len(harms))]
+		_, _ = r.host.TryCommand("nft", harm) // it may be gone already
+		deadline := time.Now().Add(2 * time.Second)
+		for r.listing() != before {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: not healed: %+v\n%s", harm, table.Status(), r.listing())
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	r.cookie = 0
+	evil := r.send("w1", policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: 999, DstPort: 81})
+	good := r.send("w1", policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: 998, DstPort: 80})
+	if got := r.arrived([]uint64{good}); len(got[evil]) > 0 || len(got[good]) == 0 {
+		t.Errorf("after all that: %v", got)
+	}
+}
+
+// TestNoPolicyWindow: an interface is closed before its endpoint is known, and
+// what passes once it is known is what the policy says (spec/faults.md §2 row 27).
+func TestNoPolicyWindow(t *testing.T) {
+	r := newRig(t)
+	table := r.table(t)
+	all := variantState(2)
+	none := *all
+	none.Endpoints = map[desired.EndpointKey]*policy.Endpoint{}
+	r.set(t, table, &none)
+	var passed atomic.Int64
+	for n := range 200 {
+		early := r.send("w1", policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: uint16(2000 + n), DstPort: 80})
+		r.set(t, table, all) // what ADD waits for
+		evil := r.send("w1", policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: uint16(3000 + n), DstPort: 81})
+		good := r.send("w1", policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: uint16(4000 + n), DstPort: 80})
+		got := r.arrived([]uint64{good})
+		passed.Add(int64(len(got[early]) + len(got[evil])))
+		if len(got[good]) == 0 {
+			t.Fatalf("round %d: what is allowed did not pass", n)
+		}
+		r.set(t, table, &none)
+	}
+	if passed.Load() > 0 {
+		t.Errorf("%d packets passed that no policy allows", passed.Load())
+	}
+}
+
+// TestHitsAndLabels: counters and labels lead back to the rules.
+func TestHitsAndLabels(t *testing.T) {
+	r := newRig(t)
+	s := variantState(1)
+	id := gnp("flip-1")
+	s.Policies[id].Ingress = append(s.Policies[id].Ingress, rule(policy.Deny, proto(17), to(81, 81)))
+	s.Policies[id].Ingress = numbered(s.Policies[id].Ingress...)
+	res := r.apply(s)
+	packet := func(port uint16) policy.Packet {
+		return policy.Packet{Src: workloadAddr(1, true), Dst: workloadAddr(2, true), Protocol: 17, SrcPort: 5000 + port, DstPort: port}
+	}
+	good := r.send("w1", packet(80))
+	r.send("w1", packet(81))
+	r.arrived([]uint64{good})
+	var counters nft.Counters
+	var err error
+	r.host.Do(func() { counters, err = nft.ReadCounters(res.CountedTypes()) })
+	must(t, err)
+	hits := res.Hits(func(chain string) []render.Hit {
+		var out []render.Hit
+		for _, c := range counters.Rules[chain] {
+			out = append(out, render.Hit(c))
+		}
+		return out
+	}, func(set string, e desired.Element) render.Hit { return render.Hit(counters.Elements[set][e]) })
+	decided := map[int]uint64{}
+	for ref, hit := range hits {
+		if ref.Policy == id && hit.Packets > 0 {
+			decided[ref.Rule] = hit.Packets
+		}
+	}
+	o := s.EvaluateAt(s.Endpoints[desired.EndpointKey{Namespace: "default", Name: "w2"}], policy.PlaceNormal, policy.Ingress, packet(80))
+	last := len(s.Policies[id].Ingress) - 1
+	if len(decided) != 2 || decided[o.Verdict.Rule] != 1 || decided[last] != 1 {
+		t.Errorf("hits %v, expected one of rule %d and one of rule %d", decided, o.Verdict.Rule, last)
+	}
+	found := false
+	for _, l := range res.Labels {
+		v := l.For(s, packet(81), "cali1", "cali2")
+		found = found || v.Policy == id && v.Rule == last && v.Endpoint.Name == "w2" && v.Reason == policy.ByRule
+	}
+	if !found {
+		t.Errorf("no label names the rule that denied: %v", res.Labels)
+	}
+}
