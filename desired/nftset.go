@@ -52,6 +52,10 @@ func NewSetType(interval bool, key ...KeyType) SetType {
 // AddrSetType is the type of a set of prefixes.
 func AddrSetType(v4 bool) SetType { return NewSetType(true, addrType(v4)) }
 
+// HostSetType is the type of a set of single addresses. The kernel finds these by a hash, and a change costs what has
+// changed; a change of a set of prefixes costs as much as the set (nft_set_rbtree.c, since Linux 6.18).
+func HostSetType(v4 bool) SetType { return NewSetType(false, addrType(v4)) }
+
 // AddrPortSetType is the type of a set of addresses with protocol and port.
 func AddrPortSetType(v4 bool) SetType { return NewSetType(false, addrType(v4), TypeProto, TypePort) }
 
@@ -74,7 +78,7 @@ func (t SetType) Parts() []KeyType {
 // OfMembers reports whether the content of such a set is kept as Members.
 func (t SetType) OfMembers() bool {
 	for _, v4 := range []bool{true, false} {
-		if t == AddrSetType(v4) || t == AddrPortSetType(v4) {
+		if t == AddrSetType(v4) || t == HostSetType(v4) || t == AddrPortSetType(v4) {
 			return true
 		}
 	}
@@ -174,7 +178,7 @@ func (t SetType) Element(v Verdict, parts ...Part) Element {
 
 // MemberElement is a member as an element of a set of this type, which must be OfMembers.
 func (t SetType) MemberElement(m Member) Element {
-	if t.Interval {
+	if len(t.Parts()) == 1 {
 		return t.Element(Verdict{}, AddrPart(m.Net))
 	}
 	return t.Element(Verdict{}, AddrPart(m.Net), ProtoPart(m.Proto), PortPart(m.Port, m.Port))
@@ -191,6 +195,9 @@ func (t SetType) Member(e Element) (Member, bool) {
 		to, _ := netip.AddrFromSlice([]byte(e.End))
 		p, ok := netipx.IPRangeFrom(from, to).Prefix()
 		return Member{Net: p}, ok
+	}
+	if len(t.Parts()) == 1 {
+		return Member{Net: netip.PrefixFrom(from, from.BitLen())}, len(e.Key) == size
 	}
 	if len(e.Key) != size+8 {
 		return Member{}, false

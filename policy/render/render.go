@@ -75,6 +75,7 @@ func New(o Options) *Renderer {
 type splitSet struct {
 	all    *desired.Members
 	v4, v6 *desired.Members
+	nets   int // members of either family that are more than one address
 }
 
 // Render renders a State.
@@ -86,11 +87,15 @@ func (r *Renderer) Render(s *policy.State) Result {
 	}
 	b := &builder{
 		r: r, s: s, keep: make(map[policyKey]*piece, len(r.policies)), tiers: map[tierKey]string{}, used: map[policy.SetID]bool{},
-		out: Result{Labels: policy.Labels{}, Chains: map[string][]RuleRef{}, Sets: map[string]CountedSet{}},
+		split: make(map[policy.SetID]*splitSet, len(s.Sets)),
+		out:   Result{Labels: policy.Labels{}, Chains: map[string][]RuleRef{}, Sets: map[string]CountedSet{}},
+	}
+	for id, set := range s.Sets {
+		b.split[id] = r.sets[id].change(set.Members)
 	}
 	b.bases()
 	b.addressSets()
-	r.policies = b.keep
+	r.policies, r.sets = b.keep, b.split
 	return b.out
 }
 
@@ -102,6 +107,7 @@ type builder struct {
 	keep  map[policyKey]*piece // what the next rendering may use again
 	tiers map[tierKey]string   // chains of tiers that are there already
 	used  map[policy.SetID]bool
+	split map[policy.SetID]*splitSet
 }
 
 // piece is the objects of one policy in one direction at one place.
@@ -117,6 +123,7 @@ type piece struct {
 	chains []chain
 	sets   []constantSet
 	uses   []policy.SetID
+	hosts  []bool // which of them were sets of single addresses
 	labels policy.Labels
 }
 
@@ -159,20 +166,35 @@ func (b *builder) add(p *piece) {
 
 // addressSets adds the sets that rules ask, both families of each.
 func (b *builder) addressSets() {
-	next := make(map[policy.SetID]*splitSet, len(b.used))
 	for id := range b.used {
-		var members *desired.Members
-		if set := b.s.Sets[id]; set != nil {
-			members = set.Members
-		}
-		split := b.r.sets[id].change(members)
-		next[id] = split
+		split := b.split[id]
 		for _, v4 := range []bool{true, false} {
-			b.out.NFT.AddSet(setName(id, v4), setType(b.s, id, v4), split.family(v4))
+			ref := b.set(id, v4)
+			b.out.NFT.AddSet(ref.name, ref.typ, split.family(v4))
 		}
 	}
-	b.r.sets = next
 }
+
+// setRef is a policy's set of one family as the kernel has it.
+type setRef struct {
+	name string
+	typ  desired.SetType
+}
+
+// set finds the kernel's set. Its type shows in its name: a set that is given its
+// first prefix becomes another set.
+func (b *builder) set(id policy.SetID, v4 bool) setRef {
+	switch {
+	case kindOf(b.s, id) == policy.AddressPorts:
+		return setRef{setName(id, v4, ""), desired.AddrPortSetType(v4)}
+	case b.split[id].hosts():
+		return setRef{setName(id, v4, "h"), desired.HostSetType(v4)}
+	}
+	return setRef{setName(id, v4, ""), desired.AddrSetType(v4)}
+}
+
+// hosts reports whether the set is kept as one of single addresses.
+func (s *splitSet) hosts() bool { return s == nil || s.nets == 0 }
 
 // change brings the families to new members, at the cost of what has changed.
 func (s *splitSet) change(members *desired.Members) *splitSet {
@@ -195,10 +217,21 @@ func (s *splitSet) change(members *desired.Members) *splitSet {
 	}
 	sort(add, &adds)
 	sort(del, &dels)
-	return &splitSet{all: members, v4: s.v4.Change(adds[0], dels[0]), v6: s.v6.Change(adds[1], dels[1])}
+	wide := func(list []desired.Member) (n int) {
+		for _, m := range list {
+			if !m.Net.IsSingleIP() {
+				n++
+			}
+		}
+		return n
+	}
+	return &splitSet{nets: s.nets + wide(add) - wide(del), all: members, v4: s.v4.Change(adds[0], dels[0]), v6: s.v6.Change(adds[1], dels[1])}
 }
 
 func (s *splitSet) family(v4 bool) *desired.Members {
+	if s == nil {
+		return nil
+	}
 	if v4 {
 		return s.v4
 	}
@@ -206,13 +239,13 @@ func (s *splitSet) family(v4 bool) *desired.Members {
 }
 
 // setName is the kernel's name of a policy's set of one family.
-func setName(id policy.SetID, v4 bool) string {
+func setName(id policy.SetID, v4 bool, suffix string) string {
 	family := "6"
 	if v4 {
 		family = "4"
 	}
 	kind, rest, _ := strings.Cut(string(id), ":")
-	return safeName(kind+family+"-", rest)
+	return safeName(kind+family+suffix+"-", rest)
 }
 
 // maxName keeps names readable; nft(8) allows 128 characters, the kernel 255.

@@ -68,8 +68,8 @@ func (b *builder) policy(p *policy.Policy, d policy.Direction, how variant) *pie
 		return done
 	}
 	out := b.r.policies[key]
-	if out == nil {
-		out = b.r.render(b.s, p, d, how)
+	if out == nil || !b.valid(out) {
+		out = b.r.render(b, p, d, how)
 	}
 	b.keep[key] = out
 	b.add(out)
@@ -79,10 +79,21 @@ func (b *builder) policy(p *policy.Policy, d policy.Direction, how variant) *pie
 	return out
 }
 
+// valid reports whether the sets that a piece asks still have the names by which
+// it asks them.
+func (b *builder) valid(p *piece) bool {
+	for i, id := range p.uses {
+		if b.split[id].hosts() != p.hosts[i] {
+			return false
+		}
+	}
+	return true
+}
+
 // compiler renders the rules of one policy.
 type compiler struct {
 	r   *Renderer
-	s   *policy.State
+	b   *builder
 	p   *policy.Policy
 	d   policy.Direction
 	how variant
@@ -90,8 +101,8 @@ type compiler struct {
 	set map[string]bool // constant sets that are in out already
 }
 
-func (r *Renderer) render(s *policy.State, p *policy.Policy, d policy.Direction, how variant) *piece {
-	c := &compiler{r: r, s: s, p: p, d: d, how: how, out: &piece{labels: policy.Labels{}}, set: map[string]bool{}}
+func (r *Renderer) render(b *builder, p *policy.Policy, d policy.Direction, how variant) *piece {
+	c := &compiler{r: r, b: b, p: p, d: d, how: how, out: &piece{labels: policy.Labels{}}, set: map[string]bool{}}
 	rules := p.Rules(d)
 	c.out.inline = slices.ContainsFunc(rules, func(r policy.Rule) bool { return r.Do == policy.Pass })
 	c.out.name = safeName(how.prefix()+map[policy.Direction]string{policy.Ingress: "i-", policy.Egress: "o-"}[d], policyName(p.ID))
@@ -357,16 +368,17 @@ func (c *compiler) nets(nets []netip.Prefix, field desired.Field) desired.Match 
 
 // inSet matches a set of addresses, or of addresses with protocol and port.
 func (c *compiler) inSet(id policy.SetID, family uint8, source bool) desired.Match {
-	c.out.uses = append(c.out.uses, id)
+	c.out.uses, c.out.hosts = append(c.out.uses, id), append(c.out.hosts, c.b.split[id].hosts())
 	v4 := family == 4
 	addr, port := desired.DstField(v4), desired.FieldDstPort
 	if source {
 		addr, port = desired.SrcField(v4), desired.FieldSrcPort
 	}
-	if kindOf(c.s, id) == policy.AddressPorts {
-		return desired.InSet(setName(id, v4), addr, desired.FieldProto, port)
+	ref := c.b.set(id, v4)
+	if len(ref.typ.Parts()) > 1 {
+		return desired.InSet(ref.name, addr, desired.FieldProto, port)
 	}
-	return desired.InSet(setName(id, v4), addr)
+	return desired.InSet(ref.name, addr)
 }
 
 // kindOf is a set's kind, which its name tells (policy.SetID).
@@ -378,13 +390,6 @@ func kindOf(s *policy.State, id policy.SetID) policy.SetKind {
 		return policy.AddressPorts
 	}
 	return policy.Addresses
-}
-
-func setType(s *policy.State, id policy.SetID, v4 bool) desired.SetType {
-	if kindOf(s, id) == policy.AddressPorts {
-		return desired.AddrPortSetType(v4)
-	}
-	return desired.AddrSetType(v4)
 }
 
 // ports renders what is asked of a port: every list is a way in which it can

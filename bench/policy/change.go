@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/manekinet/maneki/dataplane/nft"
+	"github.com/manekinet/maneki/desired"
+	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/policy/render"
+)
+
+// change measures rendering and the kernel: from a compiled state to the first
+// packet that meets the new verdict.
+func change(n int) error {
+	t, err := newTopology()
+	if err != nil {
+		return err
+	}
+	var a *nft.Applier
+	if err := t.host.do(func() (err error) { a, err = nft.New(); return err }); err != nil {
+		return err
+	}
+	defer a.Close()
+	probe, err := newProbe(t)
+	if err != nil {
+		return err
+	}
+	defer probe.close()
+	fmt.Println("| among | one policy more or less: p50 ms | p99 ms | of which rendering, p50 ms |")
+	fmt.Println("|---|---|---|---|")
+	for _, others := range []int{0, 100, 1000} {
+		if err := policyChanges(a, probe, others, n); err != nil {
+			return err
+		}
+	}
+	fmt.Println()
+	if err := start(t); err != nil {
+		return err
+	}
+	return move(t, n)
+}
+
+// probe asks whether UDP from the client reaches the server now.
+type probe struct {
+	send *net.UDPConn
+	recv *net.UDPConn
+	buf  []byte
+}
+
+func newProbe(t topology) (*probe, error) {
+	p := &probe{buf: make([]byte, 64)}
+	err := t.server.do(func() (err error) {
+		p.recv, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 9000})
+		return err
+	})
+	return p, firstOf(err, t.client.do(func() (err error) {
+		p.send, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 9001})
+		return err
+	}))
+}
+
+func firstOf(list ...error) error {
+	for _, err := range list {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *probe) close() {
+	_ = p.send.Close()
+	_ = p.recv.Close()
+}
+
+// passes sends one packet and waits for it a little.
+func (p *probe) passes() bool {
+	_ = p.recv.SetReadDeadline(time.Now().Add(300 * time.Microsecond))
+	if _, err := p.send.WriteTo([]byte("?"), &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 9000}); err != nil {
+		return false
+	}
+	_, _, err := p.recv.ReadFrom(p.buf)
+	return err == nil
+}
+
+func (p *probe) until(want bool) error {
+	for end := time.Now().Add(5 * time.Second); p.passes() != want; {
+		if time.Now().After(end) {
+			return fmt.Errorf("the verdict did not become %v", want)
+		}
+	}
+	return nil
+}
+
+// withOne is a state with policies that do not match the probe, and if on, one
+// more that allows it. Policies of earlier states are the same objects, as the
+// calculation shares them.
+type states struct {
+	others []*policy.Policy
+	sets   map[policy.SetID]*policy.Set
+}
+
+func newStates(n int) states {
+	base := manyState(n + 1)
+	s := states{sets: base.Sets}
+	for i := range n {
+		s.others = append(s.others, base.Policies[gnp(fmt.Sprintf("p%04d", i))])
+	}
+	return s
+}
+
+func (s states) with(on bool) *policy.State {
+	list := s.others
+	one := &policy.Policy{ID: gnp("one-more"), Ingress: []policy.Rule{anything(policy.Allow)}}
+	if !on {
+		one.Ingress = []policy.Rule{anything(policy.Deny)}
+	}
+	mid := len(list) / 2
+	list = append(append(append([]*policy.Policy{}, list[:mid]...), one), list[mid:]...)
+	out := workloads(list...)
+	out.Sets = s.sets
+	return out
+}
+
+func policyChanges(a *nft.Applier, probe *probe, others, n int) error {
+	s, r := newStates(others), render.New(render.Options{ReportGroup: policy.ReportGroup})
+	have := map[desired.NFTKey]desired.NFTObject{}
+	if err := put(a, r.Render(s.with(false)).NFT); err != nil {
+		return err
+	}
+	have = r.Render(s.with(false)).NFT.Objects
+	var whole, rendering []time.Duration
+	for i := range n {
+		next := s.with(i%2 == 0)
+		begin := time.Now()
+		want := r.Render(next).NFT
+		rendering = append(rendering, time.Since(begin))
+		if err := step(a, want, have); err != nil {
+			return err
+		}
+		have = want.Objects
+		if err := probe.until(i%2 == 0); err != nil {
+			return err
+		}
+		whole = append(whole, time.Since(begin))
+	}
+	fmt.Printf("| %d policies | %.2f | %.2f | %.2f |\n", others, ms(percentile(whole, 0.5)), ms(percentile(whole, 0.99)), ms(percentile(rendering, 0.5)))
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// step applies the difference between two wishes, as a Table does that has heard
+// of no foreign change.
+func step(a *nft.Applier, want desired.NFT, have map[desired.NFTKey]desired.NFTObject) error {
+	a.Provide(want)
+	var puts []nft.Entry
+	var dels []desired.NFTKey
+	for k, o := range want.Objects {
+		if h, ok := have[k]; !ok || h != o {
+			puts = append(puts, nft.Entry{Key: k, Value: o})
+		}
+	}
+	for k := range have {
+		if _, ok := want.Objects[k]; !ok {
+			dels = append(dels, k)
+		}
+	}
+	for _, err := range a.Apply(context.Background(), puts, dels) {
+		return err
+	}
+	return nil
+}
+
+// start renders and writes 1000 policies on 100 endpoints, from nothing and with
+// everything in the kernel already.
+func start(t topology) error {
+	s := manyState(1000)
+	server := s.Endpoints[desired.EndpointKey{Namespace: "default", Name: "server"}]
+	for i := range 100 {
+		ep := *server
+		ep.Key.Name, ep.Interface = fmt.Sprintf("server-%d", i), fmt.Sprintf("cali1%02d", i)
+		ep.Normal.Ingress = []policy.Tier{{Name: "default", EndDeny: true, Policies: append([]policy.ID{}, server.Normal.Ingress[0].Policies...)}}
+		s.Endpoints[ep.Key] = &ep
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var rendered, cold, warm time.Duration
+	err := t.host.do(func() error {
+		a, err := nft.New()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		begin := time.Now()
+		want := render.New(render.Options{ReportGroup: policy.ReportGroup}).Render(s).NFT
+		rendered = time.Since(begin)
+		if err := put(a, want); err != nil {
+			return err
+		}
+		cold = time.Since(begin)
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		runtime.KeepAlive(want)
+		again, err := nft.New()
+		if err != nil {
+			return err
+		}
+		defer again.Close()
+		begin = time.Now()
+		err = put(again, render.New(render.Options{ReportGroup: policy.ReportGroup}).Render(s).NFT)
+		warm = time.Since(begin)
+		return err
+	})
+	fmt.Printf("1000 policies on each of 100 endpoints: rendered in %.0f ms; in the kernel after %.0f ms; after a restart found to be there in %.0f ms; %.1f MiB of heap.\n\n",
+		ms(rendered), ms(cold), ms(warm), float64(after.HeapAlloc-before.HeapAlloc)/(1<<20))
+	return err
+}
+
+// move moves one address in and out of a selector of 100 000.
+func move(t topology, n int) error {
+	s := setState(100_000)
+	r := render.New(render.Options{ReportGroup: policy.ReportGroup})
+	var load time.Duration
+	var times []time.Duration
+	err := t.host.do(func() error {
+		a, err := nft.New()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		want := r.Render(s).NFT
+		begin := time.Now()
+		if err := put(a, want); err != nil {
+			return err
+		}
+		load = time.Since(begin)
+		have := want.Objects
+		set := s.Sets["s:bench"]
+		for i := range n {
+			next := *s
+			m := []desired.Member{{Net: netip.PrefixFrom(netip.AddrFrom4([4]byte{12, 0, 0, 1}), 32)}}
+			moved := *set
+			if i%2 == 0 {
+				moved.Members = set.Members.Change(m, nil)
+			} else {
+				moved.Members = set.Members.Change(nil, m)
+			}
+			set = &moved
+			next.Sets = map[policy.SetID]*policy.Set{"s:bench": set}
+			begin := time.Now()
+			want := r.Render(&next).NFT
+			if err := step(a, want, have); err != nil {
+				return err
+			}
+			have = want.Objects
+			times = append(times, time.Since(begin))
+		}
+		return nil
+	})
+	fmt.Printf("A selector of 100 000 addresses: written in %.0f ms; one address moved in %.2f ms (p50), %.2f ms (p99).\n", ms(load), ms(percentile(times, 0.5)), ms(percentile(times, 0.99)))
+	return err
+}
