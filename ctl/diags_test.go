@@ -179,7 +179,7 @@ func TestChecksystem(t *testing.T) {
 		"\t\tip_tables           \t\t\t\t\tOK\n", "; it is optional\n", "; it is not used\n",
 		"WARNING: veth (for a workload's interface): operation not supported; it is required\n\t\tveth                \t\t\t\t\tFAIL\n",
 		"WARNING: ipip (for IPIP pools): operation not supported; instead: BPF\n",
-		"Found on this host (nothing was changed):\n\t\tCalico   interface tunl0\n",
+		"Found on this host (nothing was changed; --clean-leftovers removes what has no remark):\n\t\tCalico   interface tunl0\n",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in\n%s", want, stdout)
