@@ -80,7 +80,7 @@ func (a *app) checkedInput(in *inputFlags, verb string) ([]item, error) {
 func (a *app) run(ctx context.Context, client *resource.Client, items []item, v verb) error {
 	t := tally{verb: v, kind: singleKind(items), total: len(items)}
 	bar := a.progress("resources", len(items))
-	var notes []string
+	notes := impact(ctx, client, items, v.name)
 	for _, i := range items {
 		err := v.do(ctx, client, i)
 		bar.add(1)

@@ -92,6 +92,7 @@ func (a *app) delete(ctx context.Context, items []item, skipMissing, force bool)
 			return err
 		}
 	}
+	a.warnOnce(impact(ctx, client, items, "delete"))
 	var failed []error
 	done, kind := 0, singleKind(items)
 	for _, i := range items {

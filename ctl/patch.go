@@ -131,9 +131,10 @@ func (a *app) edit(ctx context.Context, i item, change func(o api.Object) (api.O
 			return err
 		}
 		pinned := next.Meta().ResourceVersion != read
+		notes := impact(ctx, client, []item{{kind: i.kind, object: next}}, "patch")
 		err = client.Replace(ctx, next)
 		if err == nil {
-			a.warnOnce(resource.Warnings(next))
+			a.warnOnce(append(notes, resource.Warnings(next)...))
 		}
 		if err == nil || pinned || !errors.Is(err, datastore.ErrConflict) || attempt == writeAttempts {
 			return a.describe("patch", i.id(), err)

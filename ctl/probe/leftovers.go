@@ -103,8 +103,8 @@ func find(root string) (objects []object, done func(), err error) {
 
 // maneki reports whether an agent runs or has run here.
 func (m *machine) maneki() bool {
-	for _, path := range []string{"/var/lib/maneki", "/run/maneki/agent.lock"} {
-		if _, err := os.Lstat(filepath.Join("/", m.root, path)); err == nil {
+	for _, path := range []string{"/var/lib/maneki/*", "/run/maneki/agent.lock"} {
+		if found, err := filepath.Glob(filepath.Join("/", m.root, path)); err == nil && len(found) > 0 {
 			return true
 		}
 	}
