@@ -275,9 +275,9 @@ func servedParameters() []string {
 	return []string{
 		"allowIPIPPacketsFromWorkloads", "allowVXLANPacketsFromWorkloads", "defaultEndpointToHostAction", "disableConntrackInvalidCheck",
 		"externalNodesList", "failsafeInboundHostPorts", "failsafeOutboundHostPorts", "featureDetectOverride", "ipipMTU",
-		"iptablesFilterDenyAction",
-		"logActionRateLimit", "logPrefix", "mtuIfacePattern", "natOutgoingExclusions", "nftablesFilterDenyAction", "programClusterRoutes",
-		"vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
+		"iptablesFilterDenyAction", "iptablesNATOutgoingInterfaceFilter", "logActionRateLimit", "logPrefix", "mtuIfacePattern", "natOutgoingAddress",
+		"natOutgoingExclusions", "natPortRange", "nftablesFilterDenyAction", "programClusterRoutes",
+		"serviceLoopPrevention", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing",
 	}
 }
 

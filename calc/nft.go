@@ -30,6 +30,8 @@ const (
 	setPools = "network_ip_pools"
 	setHosts = "all_hosts"
 	setVXLAN = "all_vxlan"
+	// setServices are the networks of services, of BGPConfiguration.
+	setServices = "network_services"
 )
 
 func setName(set string, v4 bool) string {
@@ -54,7 +56,7 @@ func (c *Core) nft(eps desired.Endpoints, t tunnelState, p *problems) desired.NF
 			}
 		}
 		vxlan = append(vxlan, c.externalNodes(v4, p)...)
-		for set, nets := range map[string][]netip.Prefix{setMasq: masq, setPools: pools, setHosts: hosts, setVXLAN: vxlan} {
+		for set, nets := range map[string][]netip.Prefix{setMasq: masq, setPools: pools, setHosts: hosts, setVXLAN: vxlan, setServices: c.serviceNets(v4)} {
 			out.AddSet(setName(set, v4), desired.AddrSetType(v4), desired.NetMembers(nets...))
 		}
 	}
@@ -66,6 +68,7 @@ func (c *Core) nft(eps desired.Endpoints, t tunnelState, p *problems) desired.NF
 	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append(c.fromWorkloads(p), untracked(t)...))
 	chain("raw_output", "filter", "output", priorityRaw, untracked(t))
 	chain("filter_input", "filter", "input", priorityFilter, tunnelGuards(t))
+	chain("filter_services", "filter", "forward", priorityFilter, c.serviceLoops())
 	chain("nat_postrouting", "nat", "postrouting", prioritySrcNAT, append(c.publish(&out, c.publishedPorts(eps, p)), c.natRules(t, p)...))
 	out.DropUnused()
 	return out
@@ -191,41 +194,18 @@ func (c *Core) natRules(t tunnelState, p *problems) []desired.Rule {
 			out = append(out, masqueraded(desired.OutInterface(d.name), desired.ForeignSrc()))
 		}
 	}
-	c.unserved(p)
 	exclude := c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.NATOutgoingExclusions }, "IPPoolsOnly")
 	for _, v4 := range []bool{true, false} {
 		if masq, _, _ := c.poolNets(v4); len(masq) == 0 {
 			continue // without a NAT chain the kernel need not track connections
 		}
-		r := masqueraded(desired.SrcIn(setName(setMasq, v4), v4), desired.DstIn(setName(setPools, v4), v4).Negate())
+		match := []desired.Match{desired.SrcIn(setName(setMasq, v4), v4), desired.DstIn(setName(setPools, v4), v4).Negate()}
 		if exclude == "IPPoolsAndHostIPs" {
-			r.Match = append(r.Match, desired.DstIn(setName(setHosts, v4), v4).Negate())
+			match = append(match, desired.DstIn(setName(setHosts, v4), v4).Negate())
 		}
-		out = append(out, r)
+		out = append(out, c.outgoing(match, v4, p)...)
 	}
 	return out
-}
-
-// unserved names the settings of NAT that have no effect here.
-func (c *Core) unserved(p *problems) {
-	for name, f := range c.felix {
-		if name != "default" && name != "node."+c.opts.Node {
-			continue
-		}
-		s := &f.Spec
-		for _, field := range []struct {
-			name string
-			set  bool
-		}{
-			{"natPortRange", s.NATPortRange != nil},
-			{"natOutgoingAddress", s.NATOutgoingAddress != nil && *s.NATOutgoingAddress != ""},
-			{"iptablesNATOutgoingInterfaceFilter", s.IptablesNATOutgoingInterfaceFilter != nil && *s.IptablesNATOutgoingInterfaceFilter != ""},
-		} {
-			if field.set {
-				p.add("FelixConfiguration(%s): %s is not served by this build: NAT outgoing uses any port and the address of the interface", name, field.name)
-			}
-		}
-	}
 }
 
 // externalNodes are hosts outside the cluster that may send tunnel packets.
