@@ -138,6 +138,8 @@ type BGPRoute struct {
 	Multipath   bool         `json:"multipath,omitempty"` // as good as the best one, and used beside it
 	Stale       bool         `json:"stale,omitempty"`
 	Refused     bool         `json:"refused,omitempty"`
+	Unreachable bool         `json:"unreachable,omitempty"` // no route of the host leads to the next hop
+	Demoted     bool         `json:"demoted,omitempty"`     // the last choice
 }
 
 // Table is the state of one kind of kernel object that the agent keeps.

@@ -46,6 +46,9 @@ func TestReach(t *testing.T) {
 	a.cfg.Reach = []netip.Prefix{netip.MustParsePrefix("10.1.41.3/32")}
 	a.set()
 	eventually(t, "the one that can be reached", from(c), a, b, c)
+	if r, err := a.Routes(ViewReceived, b.addr); err != nil || len(r) != 1 || !r[0].Unreachable || r[0].Best {
+		t.Errorf("%+v, %v", r, err)
+	}
 	c.withdraw("10.65.0.0/26")
 	eventually(t, "the only one", from(b), a, b, c)
 	c.announce("10.65.0.0/26")

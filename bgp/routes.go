@@ -34,6 +34,8 @@ type Route struct {
 	Multipath      bool // as good as the best one, and used beside it
 	Stale          bool // kept from before a restart or a change of the configuration
 	Refused        bool // by the checks of import or by a filter
+	Unreachable    bool // no route of this host leads to the next hop: chosen only if there is no other
+	Demoted        bool // the last choice: the path to the peer has failed, or its source is long gone (RFC 9494)
 }
 
 // Routes returns the routes of a view in the order of their prefixes. peer is ignored by ViewBest; the
@@ -75,6 +77,6 @@ func route(prefix netip.Prefix, path rib.Path, best bool) Route {
 	return Route{
 		Prefix: prefix, NextHop: a.NextHop, Peer: path.Source.Addr, ASPath: a.PathString(), LocalPref: a.LocalPref,
 		MED: a.MED, Communities: message.FormatCommunities(a.Communities, a.LargeCommunities), Originator: a.OriginatorID,
-		Clusters: a.Clusters(), Best: best, Stale: path.Stale, Refused: path.Barred,
+		Clusters: a.Clusters(), Best: best, Stale: path.Stale, Refused: path.Barred, Unreachable: path.Unreachable, Demoted: path.Demoted,
 	}
 }

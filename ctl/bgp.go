@@ -180,7 +180,7 @@ func routeState(r agentapi.BGPRoute) string {
 	for _, w := range []struct {
 		is   bool
 		word string
-	}{{r.Best, "best"}, {r.Multipath, "multipath"}, {r.Stale, "stale"}, {r.Refused, "refused"}} {
+	}{{r.Best, "best"}, {r.Multipath, "multipath"}, {r.Stale, "stale"}, {r.Refused, "refused"}, {r.Unreachable, "unreachable"}, {r.Demoted, "last choice"}} {
 		if w.is {
 			words = append(words, w.word)
 		}

@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	// recheck is how long a session waits after its detection time before it believes that nothing came: a
-	// timer that was served late says that this process stood still, and then packets are waiting.
-	recheck = 5 * time.Millisecond
+	// recheck is how long a session waits after its detection time before it believes that nothing came. A timer
+	// that was served late says that this process stood still; then packets are waiting, and as much time more is
+	// given to read them, within bounds.
+	recheck     = 5 * time.Millisecond
+	recheckMost = 100 * time.Millisecond
 	// queue is how many received packets may wait for a session; more say nothing new.
 	queue = 8
 	// farewells is how often the neighbour is told that the session goes on purpose: a packet may be lost.
@@ -92,7 +94,7 @@ func (s *session) run() {
 			now := time.Now()
 			if s.machine.Expired(now) && !expiring {
 				expiring = true
-				timer.Reset(recheck)
+				timer.Reset(min(recheck+now.Sub(s.machine.Deadline()), recheckMost))
 				continue
 			}
 			expiring = false

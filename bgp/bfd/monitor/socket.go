@@ -22,6 +22,9 @@ import (
 const (
 	sendTTL = gtsm.TTL // RFC 5881 §5: the receiver can tell that nothing is between
 	tos     = 0xc0     // class selector 6: network control, as routing protocols are marked
+	// receiveBuffer holds what a thousand sessions receive while the process stands still for some hundred
+	// milliseconds, in octets as the kernel counts them.
+	receiveBuffer = 8 << 20
 	// attempts bounds the search for a free source port.
 	attempts = 32
 )
@@ -72,6 +75,10 @@ func open(at listen) (*listener, error) {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT
 	}
 	conn, err := bind(netip.AddrPortFrom(at.addr, at.port()), func(fd int) error {
+		// Only root may go beyond net.core.rmem_max, and only the agent has to.
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+		}
 		return os.NewSyscallError("have the TTL told", unix.SetsockoptInt(fd, level, option, 1))
 	})
 	if err != nil {
