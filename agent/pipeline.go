@@ -44,10 +44,6 @@ type pipeline struct {
 
 	synced chan struct{} // closed once a first full state is in the tables
 
-	renderer   *render.Renderer // of round
-	rendered   *render.Result   // of renderedOf
-	renderedOf *policy.State
-
 	mu           sync.Mutex
 	pending      calc.Batch
 	inSync       bool // the datastore's snapshot is complete
@@ -62,7 +58,7 @@ type pipeline struct {
 
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
 	return &pipeline{
-		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir, renderer: render.New(render.Options{ReportGroup: policy.ReportGroup}),
+		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir,
 		autoHostKick: make(chan struct{}, 1), wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), policyKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
 }
@@ -194,7 +190,8 @@ func (p *pipeline) program(ctx context.Context, state *calc.State) error {
 		return nil
 	}
 	p.tables.sysctls.Set(state.Sysctls)
-	p.setFilter(state)
+	p.tables.filter.Provide(state.NFT)
+	p.tables.nft.Set(state.NFT.Objects)
 	p.tables.setTunnels(ctx, *state)
 	p.tables.routes.Set(state.Routes)
 	if !p.opts.BGP {
@@ -283,21 +280,6 @@ func (p *pipeline) Ensure(ctx context.Context, wep *api.WorkloadEndpoint) error 
 		return fmt.Errorf("enforce policy on endpoint %s: %w", key, err)
 	}
 	return nil
-}
-
-// setFilter hands on the packet filter, of which policy is the greater part: what
-// calc says about NAT and guards, and what the compiled policies render to.
-func (p *pipeline) setFilter(state *calc.State) {
-	if state.Policy != nil {
-		if p.rendered == nil || p.renderedOf != state.Policy {
-			res := p.renderer.Render(state.Policy)
-			p.rendered, p.renderedOf = &res, state.Policy
-		}
-		state.NFT.Merge(p.rendered.NFT)
-		state.Verdicts = p.rendered.Labels
-	}
-	p.tables.filter.Provide(state.NFT)
-	p.tables.nft.Set(state.NFT.Objects)
 }
 
 // Remove makes the removal of an endpoint effective. It implements endpoint.Sink.

@@ -24,9 +24,6 @@ func (f *packetFilter) of(s *policy.State, remote bool) policy.Labels {
 		f.renderer = render.New(render.Options{ReportGroup: policy.ReportGroup})
 	}
 	r := f.renderer.Render(s)
-	f.state, f.rendered, f.labels = s, r.NFT, make(policy.Labels, len(r.Labels))
-	for name, l := range r.Labels {
-		f.labels[name] = l.Verdict
-	}
+	f.state, f.rendered, f.labels = s, r.NFT, r.Labels
 	return f.labels
 }

@@ -31,18 +31,6 @@ const (
 	output     = "policy_output"
 )
 
-// Dispatch names the maps in which every workload endpoint stands that is
-// enforced. When they are in the kernel as wanted, so is all below them.
-func Dispatch() []desired.NFTKey {
-	var keys []desired.NFTKey
-	for _, base := range []string{forwardIn, forwardOut, input} {
-		keys = append(keys, desired.NFTKey{Kind: desired.NFTSet, Name: dispatchName(base)})
-	}
-	return keys
-}
-
-func dispatchName(base string) string { return base + "_by_interface" }
-
 // dispatch is a base chain and whom it sends packets to.
 type dispatch struct {
 	name, hook string
