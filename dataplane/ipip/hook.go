@@ -30,11 +30,12 @@ func chooseHook(o Options) hook {
 	return tcx{}
 }
 
-type tcx struct{}
+// tcx knows the programs that this process has loaded, so that the usual look at them is one system call.
+type tcx struct{ own [2]ebpf.ProgramID }
 
 func (tcx) name() string { return "tcx" }
 
-func (tcx) ours(ifindex int, d Direction) ([]ebpf.ProgramID, error) {
+func (t tcx) ours(ifindex int, d Direction) ([]ebpf.ProgramID, error) {
 	found, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -44,6 +45,10 @@ func (tcx) ours(ifindex int, d Direction) ([]ebpf.ProgramID, error) {
 	}
 	var out []ebpf.ProgramID
 	for _, a := range found.Programs {
+		if a.ID == t.own[d] {
+			out = append(out, a.ID)
+			continue
+		}
 		name, err := programName(a.ID)
 		if err != nil {
 			return nil, err

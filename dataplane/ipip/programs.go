@@ -109,6 +109,9 @@ func Load(o Options) (*Programs, error) {
 		}
 		p.ids[d] = id
 	}
+	if _, ok := p.hook.(tcx); ok {
+		p.hook = tcx{own: p.ids}
+	}
 	return p, nil
 }
 
