@@ -156,9 +156,13 @@ func (a *app) printTunnels(tunnels []agentapi.Tunnel) {
 	for _, t := range tunnels {
 		addr := "no address yet"
 		if len(t.Addresses) > 0 {
-			addr = t.Addresses[0].String()
+			addr = "address " + t.Addresses[0].String()
 		}
-		fmt.Fprintf(a.Stdout, "Tunnel %s: %s by %s, address %s, MTU %d, %d hosts\n", t.Device, t.Encapsulation, t.Implementation, addr, t.MTU, t.Hosts)
+		hosts := "1 host"
+		if t.Hosts != 1 {
+			hosts = fmt.Sprintf("%d hosts", t.Hosts)
+		}
+		fmt.Fprintf(a.Stdout, "Tunnel %s: %s by %s, %s, MTU %d, %s\n", t.Device, t.Encapsulation, t.Implementation, addr, t.MTU, hosts)
 	}
 	if len(tunnels) > 0 {
 		fmt.Fprintln(a.Stdout)
