@@ -297,7 +297,7 @@ func Reason(s *policy.State, v policy.Verdict) string {
 	case policy.ByRule:
 		return fmt.Sprintf("rule %d of %s%s: %s", v.Rule+1, v.Policy, inTier(v.Tier), ruleText(s, v))
 	case policy.ByTierEnd:
-		return fmt.Sprintf("no policy of tier %s matched, and what none of them matches is denied at its end", v.Tier)
+		return fmt.Sprintf("no policy of tier %s matched%s, and what none of them matches is denied at its end", v.Tier, asked(s, v))
 	case policy.ByNoProfile:
 		return "no policy applies and no profile matches: " + profilesText(s.Endpoints[v.Endpoint])
 	case policy.ByBrokenPolicy:
@@ -320,6 +320,31 @@ func Reason(s *policy.State, v policy.Verdict) string {
 		return "the interface belongs to no endpoint that is known"
 	}
 	return "decided by the dataplane"
+}
+
+// asked names the policies of the tier at whose end it was decided.
+func asked(s *policy.State, v policy.Verdict) string {
+	ep := s.Endpoints[v.Endpoint]
+	if ep == nil {
+		return ""
+	}
+	const most = 3
+	for _, t := range ep.Normal.In(v.Direction) {
+		if t.Name != v.Tier {
+			continue
+		}
+		var names []string
+		for _, id := range t.Policies {
+			if p := s.Policies[id]; p != nil && !p.Staged {
+				names = append(names, id.String())
+			}
+		}
+		if len(names) > most {
+			names = append(names[:most], fmt.Sprintf("%d more", len(names)-most))
+		}
+		return " (" + strings.Join(names, ", ") + ")"
+	}
+	return ""
 }
 
 func inTier(tier string) string {
