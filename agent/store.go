@@ -112,13 +112,23 @@ func openDatastore(ctx context.Context, o Options, own netip.Addr) (*connection,
 }
 
 // openExternal also knows the members that an earlier agent has met, so that the
-// one configured may be down.
+// one configured may be down. Before anything is read it finds out which of them
+// are still that cluster's: a host that lost its disk and began anew serves an
+// empty datastore, by which this one's network would be taken down.
 func openExternal(ctx context.Context, o Options) (*connection, error) {
 	configured := o.Datastore.EtcdEndpoints
-	o.Datastore.EtcdEndpoints = config.WithKnown(o.endpointsFile(), configured)
+	others, cluster := config.Known(o.endpointsFile(), configured)
+	o.Datastore.EtcdEndpoints = slices.Concat(configured, others)
 	s, err := config.Open(ctx, o.Datastore, o.Log.With("part", "datastore"))
 	if err != nil {
 		return nil, err
+	}
+	if store, ok := s.(*etcd.Store); ok && cluster != 0 {
+		store.SetCluster(cluster)
+		if o.Datastore.EtcdEndpoints, err = store.Refresh(ctx); err != nil {
+			s.Close()
+			return nil, err
+		}
 	}
 	_, err = s.Get(ctx, datastore.Key{Kind: "ClusterInformation", Name: "default"})
 	if err != nil && !errors.Is(err, datastore.ErrNotFound) {
@@ -215,7 +225,7 @@ func (a *Agent) learnMembers(ctx context.Context, store *etcd.Store) error {
 	if a.conn.setEndpoints(members) {
 		a.opts.Log.Info("the datastore's members", "endpoints", members)
 	}
-	return config.Remember(a.opts.endpointsFile(), a.conn.configured, members)
+	return config.Remember(a.opts.endpointsFile(), a.conn.configured, members, store.Cluster())
 }
 
 // keptByHosts is the annotation of ClusterInformation that says that Maneki's

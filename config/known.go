@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 
 	"github.com/manekinet/maneki/atomicfile"
 )
@@ -18,31 +19,36 @@ const KnownFile = "/var/lib/maneki/endpoints.json"
 type known struct {
 	Configured []string `json:"configured"`
 	Members    []string `json:"members"`
+	Cluster    string   `json:"cluster"` // its identity, hexadecimal
 }
 
-// WithKnown are the configured endpoints and, after them, the members that the
-// file knows to belong to the same cluster. A file that is not there or cannot be
-// read adds nothing.
-func WithKnown(path string, configured []string) []string {
+// Known are the members that the file knows beside the configured endpoints, and
+// the identity of their cluster. A file that is not there or cannot be read knows
+// nothing.
+func Known(path string, configured []string) (others []string, cluster uint64) {
 	k, ok := readKnown(path)
 	if !ok || !slices.Equal(k.Configured, configured) {
-		return configured
+		return nil, 0
 	}
-	out := slices.Clone(configured)
 	for _, m := range k.Members {
-		if !slices.Contains(out, m) && checkEndpoint(m) == nil {
-			out = append(out, m)
+		if !slices.Contains(configured, m) && checkEndpoint(m) == nil {
+			others = append(others, m)
 		}
 	}
-	return out
+	cluster, err := strconv.ParseUint(k.Cluster, 16, 64)
+	if err != nil {
+		return others, 0
+	}
+	return others, cluster
 }
 
 // Remember writes the file, if it does not say that already.
-func Remember(path string, configured, members []string) error {
-	if k, ok := readKnown(path); ok && slices.Equal(k.Configured, configured) && slices.Equal(k.Members, members) {
+func Remember(path string, configured, members []string, cluster uint64) error {
+	want := known{Configured: configured, Members: members, Cluster: strconv.FormatUint(cluster, 16)}
+	if k, ok := readKnown(path); ok && slices.Equal(k.Configured, configured) && slices.Equal(k.Members, members) && k.Cluster == want.Cluster {
 		return nil
 	}
-	text, err := json.Marshal(known{Configured: configured, Members: members})
+	text, err := json.Marshal(want)
 	if err != nil {
 		return fmt.Errorf("remember the datastore's members: %w", err)
 	}

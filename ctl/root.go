@@ -141,13 +141,22 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// openReachable opens the datastore and fails soon when nobody listens there.
+// openReachable opens the datastore and fails soon when nobody listens there. The
+// members that this host's agent has met stand in for those configured.
 func openReachable(ctx context.Context, c config.Config, log *slog.Logger) (datastore.Store, error) {
-	store, err := config.Open(ctx, c, log)
-	if err != nil {
-		return nil, err
+	err := config.Reach(ctx, c)
+	if others, _ := config.Known(config.KnownFile, c.EtcdEndpoints); err != nil && c.Type == config.EtcdV3 && len(others) > 0 {
+		stand := c
+		stand.EtcdEndpoints = others
+		if config.Reach(ctx, stand) == nil {
+			c, err = stand, nil
+		}
 	}
-	if err := config.Reach(ctx, c); err != nil {
+	store, openErr := config.Open(ctx, c, log)
+	if openErr != nil {
+		return nil, openErr // what is wrong with the configuration comes first
+	}
+	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	return store, nil
@@ -253,10 +262,6 @@ func (a *app) open(ctx context.Context, check func(context.Context, datastore.St
 	}
 	if a.context != "" {
 		c.Kube.CurrentContext = a.context
-	}
-	// The members that this host's agent has met stand in for those configured.
-	if c.Type == config.EtcdV3 {
-		c.EtcdEndpoints = config.WithKnown(config.KnownFile, c.EtcdEndpoints)
 	}
 	store, err := a.OpenStore(ctx, c, log)
 	if errors.Is(err, config.ErrKubernetes) {

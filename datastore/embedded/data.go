@@ -79,34 +79,34 @@ func lockDir(dir string) (*os.File, error) {
 
 // checkData reports a data directory that etcd could not start from: it would
 // end the process, or wait forever. An empty directory is good.
-func checkData(dir string) error {
+func checkData(dir string) (stored, error) {
 	database, log := filepath.Join(dir, "member", "snap", "db"), filepath.Join(dir, "member", "wal")
 	logged := wal.Exist(log)
 	if info, err := os.Stat(database); err == nil && info.Size() == 0 && !logged {
-		return nil // left by a process that was killed during its first start
+		return stored{}, nil // left by a process that was killed during its first start
 	}
-	applied, err := checkDatabase(database)
+	st, err := checkDatabase(database)
 	if err != nil {
-		return err
+		return st, err
 	}
 	if !logged {
-		if applied > 0 {
-			return damaged(log, errors.New("the log is missing, though the database holds data"))
+		if st.applied > 0 {
+			return st, damaged(log, errors.New("the log is missing, though the database holds data"))
 		}
-		return nil
+		return st, nil
 	}
 	l, err := readLog(log)
 	switch {
 	case err != nil:
-		return err
-	case !l.begun && applied == 0:
-		return discard(dir)
-	case l.last < applied:
+		return st, err
+	case !l.begun && st.applied == 0:
+		return st, discard(dir)
+	case l.last < st.applied:
 		// An entry is on the disk before it is applied. Damage that hits the
 		// length of a record looks like the end of the log.
-		return damaged(log, fmt.Errorf("the log ends with entry %d, though the database holds entry %d", l.last, applied))
+		return st, damaged(log, fmt.Errorf("the log ends with entry %d, though the database holds entry %d", l.last, st.applied))
 	}
-	return nil
+	return st, nil
 }
 
 func damaged(path string, err error) error {
@@ -114,15 +114,19 @@ func damaged(path string, err error) error {
 		"Where other hosts keep the datastore too: `maneki datastore members remove` this host there, move the directory away, and start with --join", path, err)
 }
 
-// checkDatabase also gives the number of the last log entry that the database
-// holds; 0 when nothing was ever written to it.
-func checkDatabase(path string) (applied uint64, err error) {
+// stored is what the database says of itself.
+type stored struct {
+	applied uint64 // number of the last log entry that it holds; 0: nothing was ever written
+	members int    // of the cluster; 0: not begun
+}
+
+func checkDatabase(path string) (st stored, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return st, nil
 	}
 	if err != nil {
-		return 0, err
+		return st, err
 	}
 	defer func() { // the library panics on some damage
 		if r := recover(); r != nil {
@@ -131,10 +135,10 @@ func checkDatabase(path string) (applied uint64, err error) {
 	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return 0, fmt.Errorf("%s is in use by another etcd", path)
+		return st, fmt.Errorf("%s is in use by another etcd", path)
 	}
 	if err != nil {
-		return 0, damaged(path, err)
+		return st, damaged(path, err)
 	}
 	defer db.Close()
 	err = db.View(func(tx *bbolt.Tx) error {
@@ -144,12 +148,15 @@ func checkDatabase(path string) (applied uint64, err error) {
 		// etcd notes here the number of the last log entry it has applied.
 		if meta := tx.Bucket([]byte("meta")); meta != nil {
 			if index := meta.Get([]byte("consistent_index")); len(index) == 8 {
-				applied = binary.BigEndian.Uint64(index)
+				st.applied = binary.BigEndian.Uint64(index)
 			}
+		}
+		if members := tx.Bucket([]byte("members")); members != nil {
+			st.members = members.Stats().KeyN
 		}
 		return nil
 	})
-	return applied, err
+	return st, err
 }
 
 // memberLog is what the log of a member says of itself.

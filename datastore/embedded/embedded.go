@@ -58,7 +58,7 @@ const (
 	entriesInMemory = 2000    // raft entries between two snapshots
 	entriesForPeers = 500     // kept after a snapshot, for members that lag
 	maxFiles        = 3       // old WAL and snapshot files
-	soloElection    = 500     // ms a member without peers waits for others at start; etcd: 1000
+	soloElection    = 500     // ms a member without others waits for them at start; etcd: 1000
 )
 
 // Config says where the server keeps its data and where it listens.
@@ -128,7 +128,10 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
 	}
-	err = checkData(cfg.Dir)
+	st, err := checkData(cfg.Dir)
+	if st.members < 2 && len(cfg.Join) == 0 {
+		ec.ElectionMs = soloElection
+	}
 	if err == nil && len(cfg.Join) > 0 {
 		err = prepareJoin(ctx, cfg, ec)
 	}
@@ -388,9 +391,6 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 	ec.SnapshotCount, ec.SnapshotCatchUpEntries = entriesInMemory, entriesForPeers
 	ec.MaxSnapFiles, ec.MaxWalFiles = maxFiles, maxFiles
 	ec.EnableGRPCGateway = false
-	if len(peers) == 0 {
-		ec.ElectionMs = soloElection
-	}
 	return ec, nil
 }
 

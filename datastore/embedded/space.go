@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -52,7 +51,8 @@ func disk(dir string) (total, free int64, err error) {
 			return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
 		}
 		up := filepath.Dir(dir)
-		if !os.IsNotExist(err) && !errors.Is(err, unix.ENOTDIR) || up == dir { // what stands in the way is said when the folder is made
+		// What stands in the way is said when the folder is made.
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) || up == dir {
 			return 0, 0, fmt.Errorf("find out the size of the disk of %s: %w", dir, err)
 		}
 		dir = up

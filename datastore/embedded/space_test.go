@@ -60,7 +60,8 @@ func liveOnSmallDisk(mount string, out io.Writer) error {
 		return err
 	}
 	// Deleting is allowed, and makes room.
-	for i := range written / 2 {
+	kept := written * 3 / 4
+	for i := range kept {
 		if err := s.Store().Delete(ctx, object(i), datastore.Always()); err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func liveOnSmallDisk(mount string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for i := written / 2; i < written; i++ {
+	for i := kept; i < written; i++ {
 		e, err := s.Store().Get(ctx, object(i))
 		if err != nil || len(e.Value) != objectSize {
 			return fmt.Errorf("object %d: %d bytes, %w", i, len(e.Value), err)

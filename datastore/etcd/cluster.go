@@ -225,6 +225,13 @@ func (s *Store) usable(urls []string) []string {
 	return urls
 }
 
+// Cluster is the identity of the cluster in use as far as it is known, else 0.
+// SetCluster says which one an earlier process has used.
+func (s *Store) Cluster() uint64 { return s.cluster.Load() }
+
+// SetCluster is to be called before Refresh.
+func (s *Store) SetCluster(id uint64) { s.cluster.Store(id) }
+
 // Refresh learns the addresses of all members and uses them from now on beside
 // those configured, so that the loss of any member is survived. An address at
 // which another cluster answers is not used: a member that lost its disk and

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -375,4 +376,35 @@ func moveLeader(t *testing.T, s *etcd.Store, servers []*datastoretest.EtcdServer
 		}
 	}
 	t.Fatalf("no leader: %+v", members)
+}
+
+// A server that began anew at an address of the cluster, empty, is not used, also
+// when it is the first that was configured and this process has just started.
+func TestRefreshLeavesStrangersOut(t *testing.T) {
+	t.Parallel()
+	members := datastoretest.V36.StartCluster(t, 3)
+	stranger := datastoretest.V36.Start(t)
+	first := open(t, etcd.Config{Endpoints: []string{members[0].Endpoint()}})
+	put(t, first, 0, 3)
+	known, err := first.Refresh(t.Context())
+	if err != nil || len(known) != 3 {
+		t.Fatalf("members: %v, %v", known, err)
+	}
+	s := open(t, etcd.Config{Endpoints: append([]string{stranger.Endpoint()}, known...)})
+	s.SetCluster(first.Cluster())
+	got, err := s.Refresh(t.Context())
+	if err != nil || len(got) != 3 || slices.Contains(got, stranger.Endpoint()) {
+		t.Fatalf("with a stranger: %v, %v", got, err)
+	}
+	for range 20 {
+		if es, _, err := s.List(t.Context(), handles); err != nil || len(es) != 3 {
+			t.Fatalf("%d handles, %v", len(es), err)
+		}
+	}
+	// When the whole cluster is another one, as after a restore, that is used.
+	alone := open(t, etcd.Config{Endpoints: []string{stranger.Endpoint()}})
+	alone.SetCluster(first.Cluster())
+	if got, err := alone.Refresh(t.Context()); err != nil || len(got) != 1 || alone.Cluster() == first.Cluster() {
+		t.Errorf("after a restore: %v, %v", got, err)
+	}
 }
