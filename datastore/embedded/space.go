@@ -37,9 +37,9 @@ const (
 	maxReserve    = 64 << 20
 	spaceInterval = time.Second
 	spaceTimeout  = 10 * time.Second
-	// roomy is the share of the quota that must be free again before writes are
-	// let in, lest the alarm comes and goes.
-	roomy = 0.9
+	// refill is the share of the quota up to which the database may be filled for
+	// writes to be let in again, lest the alarm comes and goes.
+	refill = 0.9
 )
 
 // disk are the bytes of the filesystem that holds dir, or will.
@@ -104,8 +104,8 @@ func (s *Server) adjustSpace(ctx context.Context, client *clientv3.Client, sp sp
 	case free < sp.reserve && !alarmed:
 		s.log.Error("the disk of the datastore is almost full: it refuses writes until there is space", "dir", s.dir, "free", free, "needed", sp.reserve)
 		return s.alarm(ctx, etcdserverpb.AlarmRequest_ACTIVATE)
-	case alarmed && free > 2*sp.reserve:
-		return s.recover(ctx, client, sp)
+	case alarmed:
+		return s.recover(ctx, client, sp, free)
 	}
 	return nil
 }
@@ -115,17 +115,21 @@ func (s *Server) alarm(ctx context.Context, action etcdserverpb.AlarmRequest_Ala
 	return err
 }
 
-// recover ends the alarm if the database has room in it, after it has given back
-// what history and deleted objects take, if need be. Deletions are served during
-// the alarm.
-func (s *Server) recover(ctx context.Context, client *clientv3.Client, sp space) error {
-	limit := int64(float64(sp.quota) * roomy)
-	if s.etcd.Server.Backend().Size() > limit {
+// recover ends the alarm if the disk and the database have room, after it has
+// given back what history and deleted objects take, if need be. Deletions are
+// served during the alarm.
+func (s *Server) recover(ctx context.Context, client *clientv3.Client, sp space, free int64) error {
+	limit := int64(float64(sp.quota) * refill)
+	roomy := func() bool { return free > 2*sp.reserve && s.etcd.Server.Backend().Size() <= limit }
+	if !roomy() {
 		if changed, err := s.shrink(ctx, client); err != nil || !changed {
 			return err
 		}
-		if s.etcd.Server.Backend().Size() > limit {
-			return nil // it holds that much: objects must go
+		if _, now, err := disk(s.dir); err == nil {
+			free = now
+		}
+		if !roomy() {
+			return nil // it holds that much: objects must go, or other files
 		}
 	}
 	if err := s.alarm(ctx, etcdserverpb.AlarmRequest_DEACTIVATE); err != nil {
