@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -177,22 +179,48 @@ func (s *Store) Disarm(ctx context.Context) (disarmed int, err error) {
 	return disarmed, err
 }
 
-// Alarms are those of all members, one text each: "NOSPACE on h1".
+// alarmText is how a member's status names an alarm; protobuf's text format varies
+// its spaces.
+var alarmText = regexp.MustCompile(`memberID:\s*(\d+)\s+alarm:\s*(\w+)`)
+
+// Alarms are those of all members, one text each: "NOSPACE on h1". A member is
+// asked for its status, since the list of alarms is an entry in etcd's log each
+// time somebody asks for it.
 func (s *Store) Alarms(ctx context.Context) ([]string, error) {
 	var out []string
 	err := s.request(ctx, "list alarms", func(ctx context.Context, c *clientv3.Client) error {
-		resp, err := c.AlarmList(ctx)
-		if err != nil || len(resp.Alarms) == 0 {
-			return err
-		}
-		names := map[uint64]string{}
-		if list, err := c.MemberList(ctx, clientv3.WithSerializable()); err == nil {
-			for _, m := range list.Members {
-				names[m.ID] = m.Name
+		endpoints := s.Endpoints()
+		var st *clientv3.StatusResponse
+		var err error
+		for _, u := range endpoints {
+			if s.led != nil {
+				st, err = c.Status(ctx, u) // our own server's, without a connection
+			} else {
+				st, err = s.status(ctx, c, u)
+			}
+			if err == nil {
+				break
 			}
 		}
-		for _, a := range resp.Alarms {
-			out = append(out, fmt.Sprintf("%s on %s", a.Alarm, cmp.Or(names[a.MemberID], fmt.Sprintf("member %x", a.MemberID))))
+		if err != nil {
+			return err
+		}
+		names := map[string]string{}
+		for _, text := range st.Errors {
+			m := alarmText.FindStringSubmatch(text)
+			if m == nil {
+				continue
+			}
+			if len(names) == 0 {
+				list, err := c.MemberList(ctx, clientv3.WithSerializable())
+				if err != nil {
+					return err
+				}
+				for _, member := range list.Members {
+					names[strconv.FormatUint(member.ID, 10)] = member.Name
+				}
+			}
+			out = append(out, m[2]+" on "+cmp.Or(names[m[1]], "member "+m[1]))
 		}
 		slices.Sort(out)
 		return nil

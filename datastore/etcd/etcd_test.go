@@ -158,3 +158,47 @@ func Benchmark(b *testing.B) {
 	server := datastoretest.StartEtcd(b)
 	datastoretest.Bench(b, open(b, etcd.Config{Endpoints: []string{server.Endpoint()}}))
 }
+
+// The alarm of a full etcd is named with its member by every release, and ended.
+func TestAlarms(t *testing.T) {
+	everyVersion(t, func(t *testing.T, v datastoretest.Version) {
+		server := v.Start(t, "--quota-backend-bytes", "4000000")
+		s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+		if alarms, err := s.Alarms(t.Context()); err != nil || len(alarms) != 0 {
+			t.Fatalf("%v, %v", alarms, err)
+		}
+		written := 0
+		for ; written < 100; written++ {
+			if _, err := s.Put(t.Context(), handle(written), make([]byte, 200<<10), datastore.Always()); err != nil {
+				break
+			}
+		}
+		if alarms, err := s.Alarms(t.Context()); err != nil || len(alarms) != 1 || alarms[0] != "NOSPACE on test" {
+			t.Fatalf("%v, %v", alarms, err)
+		}
+		for i := range written {
+			if err := s.Delete(t.Context(), handle(i), datastore.Always()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Compact(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		members, err := s.Members(t.Context())
+		if err != nil || len(members) != 1 || len(members[0].Alarms) != 1 {
+			t.Fatalf("%+v, %v", members, err)
+		}
+		if err := s.Defragment(t.Context(), members[0]); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.Disarm(t.Context()); err != nil || n != 1 {
+			t.Fatalf("%d, %v", n, err)
+		}
+		if err := use(t, s); err != nil {
+			t.Error(err)
+		}
+		if after, err := s.Members(t.Context()); err != nil || after[0].Size >= members[0].Size {
+			t.Errorf("%d bytes before, %d after, %v", members[0].Size, after[0].Size, err)
+		}
+	})
+}
