@@ -107,7 +107,7 @@ func testRestoreCommand(t *testing.T, file string) {
 		t.Errorf("restore over data: %d %s", code, stderr)
 	}
 	_, stdout, _ = cli(t, "", append(restore, "--force")...)
-	wantOutput(t, "restore --force", stdout, `Moved what was there to `+dir+`\.old-[-\d]+\nRestored .*`)
+	wantOutput(t, "restore --force", stdout, `Moved what was there to `+dir+`/member\.old-[-\d]+\nRestored .*`)
 }
 
 func writeFile(t *testing.T, name, text string) string {

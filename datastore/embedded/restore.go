@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotEmpty means that a data directory holds data already.
@@ -59,61 +61,52 @@ func Inspect(path string) (st SnapshotStatus, err error) {
 	return SnapshotStatus{Revision: got.Revision, Keys: got.TotalKey, Size: got.TotalSize, Version: got.Version}, nil
 }
 
-// Restore makes a data directory from a snapshot: that of the only member of a
-// new cluster. It returns where a directory that was there has been moved. The
-// error wraps ErrNotEmpty when there is one and Force is not set. Until all is
-// complete nothing is changed.
+// Restore makes the data of a member from a snapshot: that of the only member of a
+// new cluster. It returns where data that were there have been moved, inside the
+// directory, which may be a disk of its own. The error wraps ErrNotEmpty when
+// there are data and Force is not set. Until all is complete nothing is changed.
 func Restore(cfg RestoreConfig) (moved string, err error) {
 	if cfg.Name == "" {
 		cfg.Name = DefaultName
 	}
-	lock, full, err := claim(cfg)
+	begun := false // the directory was not there
+	if _, err := os.Stat(cfg.Dir); errors.Is(err, fs.ErrNotExist) {
+		begun = true
+	}
+	lock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return "", fmt.Errorf("restore into %s: %w", cfg.Dir, err)
 	}
-	if lock != nil {
-		defer lock.Close()
+	defer lock.Close()
+	defer func() {
+		if err != nil && begun {
+			err = errors.Join(err, os.RemoveAll(cfg.Dir))
+		}
+	}()
+	member := filepath.Join(cfg.Dir, "member")
+	_, err = os.Stat(member)
+	there := err == nil
+	if there && !cfg.Force {
+		return "", fmt.Errorf("restore into %s: the directory is %w", cfg.Dir, ErrNotEmpty)
 	}
-	made := fmt.Sprintf("%s.restore-%d", cfg.Dir, os.Getpid())
+	made := filepath.Join(cfg.Dir, fmt.Sprintf("restore-%d", os.Getpid()))
 	defer os.RemoveAll(made)
 	if err := extract(cfg, made); err != nil {
 		return "", err
 	}
-	if full {
-		moved = cfg.Dir + ".old-" + time.Now().Format("20060102-150405")
-		err = os.Rename(cfg.Dir, moved)
-	} else {
-		err = os.RemoveAll(cfg.Dir)
+	fresh := filepath.Join(made, "member")
+	if !there {
+		return "", os.Rename(fresh, member)
 	}
-	if err == nil {
-		err = os.Rename(made, cfg.Dir)
+	moved = member + ".old-" + time.Now().Format("20060102-150405")
+	// At no moment is there no member: a start then would begin an empty store.
+	if err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, member, unix.RENAME_EXCHANGE); err != nil {
+		return "", fmt.Errorf("restore into %s: %w", cfg.Dir, err)
 	}
-	if err != nil {
-		return moved, fmt.Errorf("restore into %s: %w", cfg.Dir, err)
+	if err := os.Rename(fresh, moved); err != nil {
+		return "", fmt.Errorf("restore into %s: move what was there aside: %w", cfg.Dir, err)
 	}
 	return moved, nil
-}
-
-// claim locks the directory that is there, if one is, and says whether it holds
-// anything.
-func claim(cfg RestoreConfig) (lock *os.File, full bool, err error) {
-	if _, err := os.Stat(cfg.Dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, false, os.MkdirAll(filepath.Dir(cfg.Dir), 0o700)
-	}
-	if lock, err = lockDir(cfg.Dir); err != nil {
-		return nil, false, err
-	}
-	entries, err := os.ReadDir(cfg.Dir)
-	for _, e := range entries {
-		full = full || e.Name() != lockName
-	}
-	if err == nil && full && !cfg.Force {
-		err = fmt.Errorf("the directory is %w", ErrNotEmpty)
-	}
-	if err != nil {
-		return nil, full, errors.Join(err, lock.Close())
-	}
-	return lock, full, nil
 }
 
 func extract(cfg RestoreConfig, dir string) (err error) {
@@ -122,7 +115,11 @@ func extract(cfg RestoreConfig, dir string) (err error) {
 			err = fmt.Errorf("restore snapshot %s: not a snapshot of etcd, or damaged: %v", cfg.Snapshot, r)
 		}
 	}()
-	shortenWAL(walSegment)
+	total, _, err := disk(dir)
+	if err != nil {
+		return err
+	}
+	shortenWAL(spaceOf(total).segment)
 	// Nobody connects to a single member's peer address, and it tells the others
 	// its true one when it is started.
 	peer := "http://localhost:2380"
@@ -134,11 +131,29 @@ func extract(cfg RestoreConfig, dir string) (err error) {
 	})
 	switch {
 	case err == nil:
-		return os.Chmod(dir, 0o700)
+		return errors.Join(os.Chmod(dir, 0o700), trim(filepath.Join(dir, "member", "snap", "db")))
 	case strings.Contains(err.Error(), "missing hash"), errors.Is(err, syscall.EINVAL):
 		err = errors.New("there is no checksum at its end: it was cut short, or it is a database file copied from a data directory, which --skip-hash-check takes")
 	case strings.Contains(err.Error(), "expected sha256"):
 		err = errors.New("it is damaged: its checksum does not fit")
 	}
 	return fmt.Errorf("restore snapshot %s: %w", cfg.Snapshot, err)
+}
+
+// trim cuts off what the library has added to the database's file for the future,
+// which a small disk has no room for.
+func trim(path string) error {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
+	if err != nil {
+		return fmt.Errorf("read restored database: %w", err)
+	}
+	size := int64(0)
+	err = db.View(func(tx *bbolt.Tx) error {
+		size = tx.Size()
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("read restored database: %w", err)
+	}
+	return os.Truncate(path, size)
 }

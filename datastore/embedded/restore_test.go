@@ -70,10 +70,10 @@ func TestRestore(t *testing.T) {
 	}
 	r.Force = true
 	moved, err := embedded.Restore(r)
-	if err != nil || !strings.HasPrefix(moved, dir+".old-") {
+	if err != nil || !strings.HasPrefix(moved, dir+"/member.old-") {
 		t.Fatalf("%q, %v", moved, err)
 	}
-	if _, err := os.Stat(filepath.Join(moved, "member", "snap", "db")); err != nil {
+	if _, err := os.Stat(filepath.Join(moved, "snap", "db")); err != nil {
 		t.Errorf("what was there is not in %s: %v", moved, err)
 	}
 	s = start(t, embedded.Config{Dir: dir, Name: "h1"})
