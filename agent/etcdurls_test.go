@@ -22,7 +22,8 @@ func TestEtcdURLs(t *testing.T) {
 		{"for all", Options{EtcdListen: []string{"http://0.0.0.0:2379"}}, []string{"http://0.0.0.0:2379"}, nil},
 		{"joining", Options{Join: []string{"http://10.0.0.1:2379"}}, []string{"http://10.0.0.2:2379"}, []string{"http://10.0.0.2:2380"}},
 		{
-			"joining elsewhere", Options{Join: []string{"http://10.0.0.1:2379"}, EtcdListen: []string{"http://10.9.0.2:1234"}, EtcdPeers: []string{"http://10.9.0.2:1235"}},
+			"joining elsewhere",
+			Options{Join: []string{"http://10.0.0.1:2379"}, EtcdListen: []string{"http://10.9.0.2:1234"}, EtcdPeers: []string{"http://10.9.0.2:1235"}},
 			[]string{"http://10.9.0.2:1234"},
 			[]string{"http://10.9.0.2:1235"},
 		},
