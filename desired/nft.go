@@ -69,6 +69,14 @@ type NFT struct {
 	rules    map[RulesID][]Rule
 }
 
+// Grow makes room for about so many objects more, so that adding them is cheap.
+func (n *NFT) Grow(objects int) {
+	if n.Objects == nil {
+		n.Objects = make(map[NFTKey]NFTObject, objects)
+		n.rules = make(map[RulesID][]Rule, objects)
+	}
+}
+
 // AddSet adds a set of addresses, or of addresses, protocols and ports; see SetType.OfMembers.
 func (n *NFT) AddSet(name string, t SetType, m *Members) {
 	n.put(NFTKey{NFTSet, name}, NFTObject{Type: t, Elements: m.Digest()})

@@ -53,14 +53,14 @@ func address(i int) netip.Addr {
 
 func linear(n int, ctFirst bool) string {
 	var b strings.Builder
-	b.WriteString("table ip bench { chain forward { type filter hook forward priority 0; policy accept;\n")
+	b.WriteString("table ip bench {\nchain forward {\ntype filter hook forward priority 0; policy accept;\n")
 	if ctFirst {
 		b.WriteString("ct state established,related accept\n")
 	}
 	for i := range n - 1 {
 		fmt.Fprintf(&b, "ip saddr %s tcp dport 8000-8100 accept\n", address(i))
 	}
-	b.WriteString("ip saddr 10.0.0.0/24 accept\ndrop\n} }\n")
+	b.WriteString("ip saddr 10.0.0.0/24 accept\ndrop\n}\n}\n")
 	return b.String()
 }
 

@@ -49,11 +49,22 @@ func newChain(name string, rules []desired.Rule) chain {
 	return chain{name: name, rules: rules, id: desired.NewRulesID(rules)}
 }
 
+// denyKey is a label that stands for one rule or none.
+type denyKey struct {
+	verdict policy.Verdict
+	place   policy.Place
+}
+
 // denyRule adds the chain of a reason to the result and returns the rule that
-// goes there.
+// goes there. Endpoints share these chains.
 func (b *builder) denyRule(l policy.Label, match ...desired.Match) desired.Rule {
-	c, label := b.r.deny(l)
+	key := denyKey{l.Verdict, l.Place}
+	c, known := b.r.denies[key]
+	if !known {
+		c, _ = b.r.deny(l)
+		b.r.denies[key] = c
+	}
 	b.out.NFT.AddRules(c.name, desired.Hook{}, c.id, c.rules)
-	b.out.Labels[label] = l
+	b.out.Labels[labelOf(c.name)] = l
 	return desired.Rule{Match: match, Do: desired.Goto, Chain: c.name}
 }

@@ -56,7 +56,9 @@ type Renderer struct {
 	opts     Options
 	policies map[policyKey]*piece // of the last State
 	sets     map[policy.SetID]*splitSet
+	denies   map[denyKey]chain
 	settings settings
+	objects  int // of the last result
 }
 
 // settings are the options of a State that show in the rules of policies.
@@ -68,8 +70,11 @@ type settings struct {
 
 // New returns a Renderer that has rendered nothing yet.
 func New(o Options) *Renderer {
-	return &Renderer{opts: o, policies: map[policyKey]*piece{}, sets: map[policy.SetID]*splitSet{}}
+	return &Renderer{opts: o, policies: map[policyKey]*piece{}, sets: map[policy.SetID]*splitSet{}, denies: map[denyKey]chain{}}
 }
+
+// maxDenies bounds the chains that are remembered of states that are gone.
+const maxDenies = 4096
 
 // splitSet is a set's members by family: the kernel's sets have one.
 type splitSet struct {
@@ -81,8 +86,8 @@ type splitSet struct {
 // Render renders a State.
 func (r *Renderer) Render(s *policy.State) Result {
 	now := settings{reject: s.Options.Reject, logPrefix: s.Options.LogPrefix, logLimit: s.Options.LogLimitPerSecond}
-	if now != r.settings {
-		r.policies = map[policyKey]*piece{}
+	if now != r.settings || len(r.denies) > maxDenies {
+		r.policies, r.denies = map[policyKey]*piece{}, map[denyKey]chain{}
 		r.settings = now
 	}
 	b := &builder{
@@ -90,12 +95,13 @@ func (r *Renderer) Render(s *policy.State) Result {
 		split: make(map[policy.SetID]*splitSet, len(s.Sets)),
 		out:   Result{Labels: policy.Labels{}, Chains: map[string][]RuleRef{}, Sets: map[string]CountedSet{}},
 	}
+	b.out.NFT.Grow(r.objects)
 	for id, set := range s.Sets {
 		b.split[id] = r.sets[id].change(set.Members)
 	}
 	b.bases()
 	b.addressSets()
-	r.policies, r.sets = b.keep, b.split
+	r.policies, r.sets, r.objects = b.keep, b.split, len(b.out.NFT.Objects)
 	return b.out
 }
 
