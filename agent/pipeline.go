@@ -253,12 +253,12 @@ func (p *pipeline) publish(state calc.State, bgpErr error) {
 	p.state, p.bgpError = state, bgpErr
 }
 
-// policy is what is enforced, and what the labels in the packet filter stand
-// for. Both are nil before the first state.
-func (p *pipeline) policy() (*policy.State, policy.Labels) {
+// policy is what is enforced, and what it has been rendered to. Both are nil
+// before the first state.
+func (p *pipeline) policy() (*policy.State, *render.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.state.Policy, p.state.Verdicts
+	return p.state.Policy, p.state.Filter
 }
 
 // Ensure makes an endpoint that was just written effective: it returns once

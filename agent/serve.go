@@ -120,6 +120,7 @@ func (a *Agent) localHandler() http.Handler {
 	mux.HandleFunc("GET /v1/bgp/routes", a.serveRoutes)
 	mux.HandleFunc("GET /v1/drops", a.serveDrops)
 	mux.HandleFunc("GET /v1/flows", a.serveFlows)
+	mux.HandleFunc("GET /v1/policy/hits", a.serveHits)
 	mux.HandleFunc("GET /v1/policy", a.servePolicy)
 	return mux
 }

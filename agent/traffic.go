@@ -156,9 +156,13 @@ func (a *Agent) serveDrops(w http.ResponseWriter, r *http.Request) {
 
 func (a *Agent) drop(r flows.Report) agentapi.Drop {
 	d := agentapi.Drop{Time: r.Time, Packet: packetDocument(r.Packet), In: r.In, Out: r.Out}
-	state, labels := a.pipe.policy()
-	label, known := labels[r.Label]
-	if !known || state == nil {
+	state, filter := a.pipe.policy()
+	var label policy.Label
+	known := false
+	if filter != nil {
+		label, known = filter.Labels[r.Label]
+	}
+	if !known {
 		d.Verdict = agentapi.Verdict{Because: "by a rule that has been replaced since"}
 		return d
 	}

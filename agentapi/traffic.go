@@ -56,13 +56,12 @@ type Flow struct {
 	Ended   bool      `json:"ended,omitempty"`
 }
 
-// RuleHits is the counter of one rule that denies or allows: a row of the
-// document at /v1/policy/hits.
+// RuleHits is the counter of one rule, or of one default, on all endpoints of
+// the host to which it applies: a row of the document at /v1/policy/hits.
 type RuleHits struct {
-	Verdict    Verdict  `json:"verdict"`
-	Packets    uint64   `json:"packets"`
-	Bytes      uint64   `json:"bytes"`
-	Interfaces []string `json:"interfaces,omitempty"` // of the endpoints that share the counter
+	Verdict Verdict `json:"verdict"`
+	Packets uint64  `json:"packets"`
+	Bytes   uint64  `json:"bytes"`
 }
 
 // Drops calls got for every packet that the host denies from now on, until ctx

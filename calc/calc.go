@@ -20,6 +20,7 @@ import (
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/policy/render"
 )
 
 // Options fix what does not change while an agent runs.
@@ -67,8 +68,8 @@ type State struct {
 	FDB        desired.FDB
 	NFT        desired.NFT
 	AutoHost   AutoHost
-	Policy     *policy.State // what is enforced on the endpoints; never changed after it was made
-	Verdicts   policy.Labels // of the rules in NFT that deny or count; never changed after it was made
+	Policy     *policy.State  // what is enforced on the endpoints; never changed after it was made
+	Filter     *render.Result // of Policy; never changed after it was made
 	Use        TunnelUse
 	Paths      []desired.Path // to other hosts, worth measuring
 	MTUPattern string         // which interfaces count for the underlay's MTU; empty: the usual ones
@@ -208,8 +209,8 @@ func (c *Core) compute() State {
 		NodeKnown:  c.nodes[c.opts.Node] != nil,
 		Locked:     c.locked(),
 	}
-	s.NFT, s.Verdicts = c.nft(eps, t, p), c.enforced.of(s.Policy, c.opts.Remote)
-	s.NFT.Merge(c.enforced.rendered)
+	s.NFT, s.Filter = c.nft(eps, t, p), c.enforced.of(s.Policy, c.opts.Remote)
+	s.NFT.Merge(s.Filter.NFT)
 	if self := c.nodes[c.opts.Node]; self != nil {
 		s.Labels = self.Labels
 	}

@@ -1,7 +1,6 @@
 package calc
 
 import (
-	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
 	"github.com/manekinet/maneki/policy/render"
 )
@@ -10,20 +9,21 @@ import (
 type packetFilter struct {
 	renderer *render.Renderer
 	state    *policy.State
-	rendered desired.NFT
-	labels   policy.Labels
+	rendered *render.Result
 }
 
-// of renders a state, unless it is the last one still, and returns what the
-// labels of its rules stand for.
-func (f *packetFilter) of(s *policy.State, remote bool) policy.Labels {
-	if remote || s == f.state {
-		return f.labels
+// of renders a state, unless it is the last one still. Of another host nothing
+// is rendered: there is no kernel to be told.
+func (f *packetFilter) of(s *policy.State, remote bool) *render.Result {
+	if remote {
+		return &render.Result{}
 	}
 	if f.renderer == nil {
 		f.renderer = render.New(render.Options{ReportGroup: policy.ReportGroup})
 	}
-	r := f.renderer.Render(s)
-	f.state, f.rendered, f.labels = s, r.NFT, r.Labels
-	return f.labels
+	if s != f.state || f.rendered == nil {
+		r := f.renderer.Render(s)
+		f.state, f.rendered = s, &r
+	}
+	return f.rendered
 }

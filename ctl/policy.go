@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -45,29 +44,29 @@ them.`,
 
 func (a *app) policyShow(ctx context.Context, word, namespace, socket string) error {
 	return a.withView(ctx, func(v *view) error {
-		s, ep, err := v.endpoint(word, namespace)
+		node, ep, err := v.endpoint(word, namespace)
 		if err != nil {
 			return exit.New(exit.NotFound, "see 'maneki get workloadendpoints -A' and 'maneki get hostendpoints'", err)
 		}
-		_, err = fmt.Fprint(a.Stdout, explain.Show(s, ep, a.hitsOf(ctx, socket, ep)))
+		text := explain.Show(v.state(node).Policy, ep, a.hitsOf(ctx, socket, node))
+		_, err = fmt.Fprint(a.Stdout, text)
 		return err
 	})
 }
 
-// hitsOf asks this host's agent for the counters of an endpoint's rules; nil
-// where it does not serve the endpoint.
-func (a *app) hitsOf(ctx context.Context, socket string, ep *policy.Endpoint) map[explain.HitKey]explain.Hits {
-	client := agentapi.NewClient(socket)
-	all, err := client.Hits(ctx)
+// hitsOf asks this host's agent for the counters of its rules; nil where it is
+// not the agent of the node, or does not run.
+func (a *app) hitsOf(ctx context.Context, socket, node string) map[explain.HitKey]explain.Hits {
+	if status, err := a.Status(ctx, socket); err != nil || status.Node != node {
+		return nil
+	}
+	all, err := agentapi.NewClient(socket).Hits(ctx)
 	if err != nil {
 		return nil
 	}
 	out := map[explain.HitKey]explain.Hits{}
 	for _, h := range all {
 		v := h.Verdict
-		if !slices.Contains(h.Interfaces, ep.Interface) {
-			continue
-		}
 		k := explain.HitKey{Tier: v.Tier, Policy: v.Policy, Rule: -1}
 		if v.Direction == policy.Egress.String() {
 			k.Direction = policy.Egress
@@ -92,28 +91,27 @@ func (a *app) withView(ctx context.Context, do func(v *view) error) error {
 	})
 }
 
-// endpoint finds an endpoint and the compiled state of its host.
-func (v *view) endpoint(word, namespace string) (*policy.State, *policy.Endpoint, error) {
+// endpoint finds an endpoint and its host.
+func (v *view) endpoint(word, namespace string) (node string, ep *policy.Endpoint, err error) {
 	parties, err := v.find(word, namespace)
 	if err == nil && parties[0].Kind == explain.Workload {
-		s := v.state(parties[0].Node).Policy
-		if ep := s.Endpoints[parties[0].Key]; ep != nil {
-			return s, ep, nil
+		node := parties[0].Node
+		if ep := v.state(node).Policy.Endpoints[parties[0].Key]; ep != nil {
+			return node, ep, nil
 		}
-		return nil, nil, fmt.Errorf("workload %s is not served by its host %s", parties[0].Name, parties[0].Node)
+		return "", nil, fmt.Errorf("workload %s is not served by its host %s", parties[0].Name, parties[0].Node)
 	}
 	for _, n := range v.nodes {
-		s := v.state(n.Name).Policy
-		for key, ep := range s.Endpoints {
+		for key, ep := range v.state(n.Name).Policy.Endpoints {
 			if ep.Host && key.Name == word {
-				return s, ep, nil
+				return n.Name, ep, nil
 			}
 		}
 	}
 	if err == nil {
 		err = fmt.Errorf("%q has no endpoint that policies apply to", word)
 	}
-	return nil, nil, err
+	return "", nil, err
 }
 
 func (a *app) policyGraphCommand() *cobra.Command {

@@ -2,6 +2,7 @@ package render
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
@@ -24,7 +25,7 @@ func labelText(l policy.Label) string {
 // before routing a packet is dropped whatever the options say: there an answer
 // could not be sent yet.
 func (r *Renderer) deny(l policy.Label) (chain, string) {
-	name := "deny-" + hash(labelText(l))
+	name := denyPrefix + hash(labelText(l))
 	var rules []desired.Rule
 	if r.opts.ReportGroup != 0 {
 		rules = append(rules, desired.Rule{
@@ -42,8 +43,17 @@ func (r *Renderer) deny(l policy.Label) (chain, string) {
 	return newChain(name, rules), labelOf(name)
 }
 
+// The names of a deny chain and of its label differ in how they begin.
+const (
+	denyPrefix  = "deny-"
+	labelPrefix = "maneki:"
+)
+
 // labelOf is the prefix of reports from a deny chain.
-func labelOf(chain string) string { return "maneki:" + chain[len("deny-"):] }
+func labelOf(chain string) string { return labelPrefix + strings.TrimPrefix(chain, denyPrefix) }
+
+// ChainOf is the chain that denies what is reported with a label, and counts it.
+func ChainOf(label string) string { return denyPrefix + strings.TrimPrefix(label, labelPrefix) }
 
 func newChain(name string, rules []desired.Rule) chain {
 	return chain{name: name, rules: rules, id: desired.NewRulesID(rules)}
