@@ -65,9 +65,9 @@ func (a *app) countDrops(ctx context.Context, f agentFlags) error {
 	slices.SortFunc(hits, func(x, y agentapi.RuleHits) int { return cmp.Compare(y.Packets, x.Packets) })
 	var rows [][]string
 	for _, h := range hits {
-		rows = append(rows, []string{strconv.FormatUint(h.Packets, 10), strconv.FormatUint(h.Bytes, 10), h.Verdict.Direction, cmp.Or(h.Verdict.Endpoint, "-"), h.Verdict.Because})
+		rows = append(rows, []string{strconv.FormatUint(h.Packets, 10), strconv.FormatUint(h.Bytes, 10), h.Verdict.Direction, h.Verdict.Because})
 	}
-	return writeGrid(a.Stdout, []string{"PACKETS", "BYTES", "DIRECTION", "ENDPOINT", "DENIED BY"}, rows)
+	return writeGrid(a.Stdout, []string{"PACKETS", "BYTES", "DIRECTION", "DENIED BY"}, rows)
 }
 
 type hitsDocument struct {
@@ -108,7 +108,7 @@ func (a *app) followDrops(ctx context.Context, f agentFlags) error {
 		case d.Lost:
 			_, failed = fmt.Fprintln(a.Stdout, "(more packets were denied than could be printed)")
 		default:
-			_, failed = fmt.Fprintf(a.Stdout, "%s %s DENIED %s: %s\n", d.Time.Local().Format("15:04:05.000"), who.line(ctx, d.Packet), where(d.Verdict), d.Verdict.Because)
+			_, failed = fmt.Fprintf(a.Stdout, "%s %s DENIED %s: %s\n", d.Time.Local().Format("15:04:05.000"), who.line(ctx, d.Packet), who.where(d.Verdict), d.Verdict.Because)
 		}
 	})
 	if err != nil {
@@ -257,16 +257,24 @@ func (a *app) flowLine(ctx context.Context, who *directory, f agentFlags, at tim
 	if v.Allowed {
 		word = "ALLOWED"
 	}
-	_, err := fmt.Fprintf(a.Stdout, "%s %s %s %s: %s\n", at.Local().Format("15:04:05.000"), who.line(ctx, p), word, where(v), v.Because)
+	_, err := fmt.Fprintf(a.Stdout, "%s %s %s %s: %s\n", at.Local().Format("15:04:05.000"), who.line(ctx, p), word, who.where(v), v.Because)
 	return err
 }
 
 // where is the place of a decision: "ingress of default/web".
-func where(v agentapi.Verdict) string {
+func (d *directory) where(v agentapi.Verdict) string {
 	if v.Endpoint == "" {
 		return "at " + v.Direction
 	}
-	return v.Direction + " of " + v.Endpoint
+	return v.Direction + " of " + d.endpoint(v.Endpoint)
+}
+
+// endpoint is what people call an endpoint.
+func (d *directory) endpoint(key string) string {
+	if name, known := d.endpoints[key]; known {
+		return name
+	}
+	return key
 }
 
 // traffic is protocol and port: "tcp/80".
@@ -283,9 +291,10 @@ func traffic(p agentapi.Packet) string {
 // directory tells whose an address is. It reads the datastore now and again;
 // without one it knows nothing and addresses stay addresses.
 type directory struct {
-	a     *app
-	names map[netip.Addr]string
-	read  time.Time
+	a         *app
+	names     map[netip.Addr]string
+	endpoints map[string]string // by NAMESPACE/NAME
+	read      time.Time
 }
 
 // directoryAge is how old the names may be when an unknown address turns up.
@@ -300,9 +309,9 @@ func (a *app) newDirectory(ctx context.Context) *directory {
 func (d *directory) refresh(ctx context.Context) {
 	d.read = d.a.Now()
 	err := d.a.withStore(ctx, func(ctx context.Context, store datastore.Store) error {
-		names, err := addressNames(ctx, store)
+		names, endpoints, err := knownNames(ctx, store)
 		if err == nil {
-			d.names = names
+			d.names, d.endpoints = names, endpoints
 		}
 		return err
 	})
@@ -342,28 +351,30 @@ func (d *directory) line(ctx context.Context, p agentapi.Packet) string {
 	return fmt.Sprintf("%s -> %s %s", src, dst, policy.ProtocolName(p.Protocol))
 }
 
-// addressNames reads whose the addresses of workloads and hosts are.
-func addressNames(ctx context.Context, store datastore.Store) (map[netip.Addr]string, error) {
+// knownNames reads whose the addresses of workloads and hosts are, and what
+// people call the endpoints.
+func knownNames(ctx context.Context, store datastore.Store) (names map[netip.Addr]string, endpoints map[string]string, err error) {
 	v := &view{}
 	for _, kind := range []string{"WorkloadEndpoint", "Node"} {
 		entries, _, err := store.List(ctx, datastore.Query{Kind: kind})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, e := range entries {
 			v.add(e)
 		}
 	}
-	names := map[netip.Addr]string{}
+	names, endpoints = map[netip.Addr]string{}, map[string]string{}
 	for _, n := range v.nodes {
 		for _, p := range hostParties(n) {
 			names[p.Addr] = "host " + n.Name
 		}
 	}
 	for _, w := range v.workloads {
+		endpoints[w.Namespace+"/"+w.Name] = workloadName(w)
 		for _, p := range workloadParties(w) {
 			names[p.Addr] = p.Name
 		}
 	}
-	return names, nil
+	return names, endpoints, nil
 }
