@@ -125,8 +125,11 @@ type Server struct {
 	publish   sync.Mutex // held while ports are chosen
 	listeners []*listener
 
-	unlabelled atomic.Bool     // some endpoint may lack its container's labels
-	background sync.WaitGroup  // label polls
+	unlabelled atomic.Bool // some endpoint may lack its container's labels
+	newMu      sync.Mutex
+	new        map[string]time.Time // endpoints that wait for their labels, and until when
+	newKick    chan struct{}
+	background sync.WaitGroup  // containers being settled
 	life       context.Context // of Serve and background work
 	end        context.CancelFunc
 }
@@ -144,7 +147,7 @@ func Listen(c Config) (*Server, error) {
 	if c.Scope != ScopeAuto && c.Scope != ScopeLocal && c.Scope != ScopeGlobal {
 		return nil, fmt.Errorf("docker scope %q: use %s, %s or %s", c.Scope, ScopeAuto, ScopeLocal, ScopeGlobal)
 	}
-	s := &Server{Config: c, engine: newEngine(c.Engine), opened: make(chan struct{}), served: make(chan struct{})}
+	s := &Server{Config: c, engine: newEngine(c.Engine), opened: make(chan struct{}), served: make(chan struct{}), new: map[string]time.Time{}, newKick: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	if s.networks, err = openNetworks(filepath.Join(c.StateDir, "docker")); err != nil {
@@ -208,6 +211,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		g.Go(func() error { return s.serve(ctx, l) })
 	}
 	g.Go(func() error { return s.collect(ctx) })
+	g.Go(func() error { return s.labels(ctx) })
 	s.Log.Info("Docker drivers are served", "directory", s.PluginDir, "scope", s.Scope)
 	return g.Wait()
 }

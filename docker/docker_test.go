@@ -248,6 +248,37 @@ func TestLateLabels(t *testing.T) {
 	r.remove(addrs)
 }
 
+// An internal network's profile lets nothing out; a network is internal on every host or on none.
+func TestInternal(t *testing.T) {
+	r := newRig(t)
+	const other = "9945f04f433a0de0449dd3d7f06e5f1aac1c6fab4c4d34844a114511f3af1cef"
+	r.engine.set(func(e *engine) { e.networks[networkID], e.networks[other] = "shop", "shop" })
+	create := func(id string, internal bool) {
+		call[struct{}](r, "NetworkDriver.CreateNetwork", fmt.Sprintf(
+			`{"NetworkID":%q,"Options":{"com.docker.network.internal":%t},"IPv4Data":[{"Gateway":"0.0.0.0/0","Pool":"0.0.0.0/0"}]}`, id, internal))
+	}
+	create(networkID, true)
+	create(other, false)
+	addrs := r.create()
+	p, err := datastore.For[api.Profile](r.store).Get(t.Context(), "", "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := p.Spec.Egress; len(e) != 3 || e[0].Destination.Selector != "has(shop)" || len(p.Spec.Ingress) != 1 || p.Spec.Ingress[0].Source.Selector != "has(shop)" {
+		t.Errorf("profile %+v", p.Spec)
+	}
+	got := r.post("NetworkDriver.CreateEndpoint", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":"2222222222222222","Interface":{"Address":%q}}`, other, addrs[0]))
+	if !strings.Contains(got, "it is internal in this cluster") {
+		t.Error(got)
+	}
+	if got := r.publish(endpointID, `{"Proto":6,"Port":80,"HostPort":60123}`); got != "{}" || len(r.endpoint().Spec.Ports) != 0 {
+		t.Errorf("a port of an internal network is published: %s", got)
+	}
+	r.remove(addrs)
+	call[struct{}](r, "NetworkDriver.DeleteNetwork", fmt.Sprintf(`{"NetworkID":%q}`, other))
+	r.wantNothingLeft()
+}
+
 // Two networks with the same pool are one, under the name of the first, until nobody uses it.
 func TestNetworksOfOnePool(t *testing.T) {
 	r := newRig(t)

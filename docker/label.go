@@ -46,7 +46,7 @@ func (s *Server) foresee(ctx context.Context, w network, q *endpointRequest) (la
 			other := endpointLabels(c.Labels)
 			maps.DeleteFunc(labels, func(k, v string) bool { o, ok := other[k]; return !ok || o != v })
 		}
-		if len(waiting) == 1 {
+		if len(waiting) == 1 { // its name
 			annotations[endpoint.AnnotationDockerNames] = strings.Join(dnsNames(waiting[0], nil), ",")
 		}
 	}
@@ -83,8 +83,8 @@ func (s *Server) waiting(ctx context.Context, w network, i *endpointInterface) [
 		return nil
 	}
 	all = slices.DeleteFunc(all, func(c listed) bool { return !c.waitsFor(w, i) })
-	if len(all) > maxProbes {
-		return nil
+	if len(all) > maxProbes { // what all have in common is certain whoever it is
+		return all
 	}
 	busy := make([]bool, len(all))
 	var probes sync.WaitGroup
@@ -101,8 +101,8 @@ func (s *Server) waiting(ctx context.Context, w network, i *endpointInterface) [
 	return out
 }
 
-// maxProbes bounds the containers that Docker is asked about at once.
-const maxProbes = 64
+// maxProbes bounds the containers that Docker is asked about: when many start at once, each asks about all others.
+const maxProbes = 4
 
 // waitsFor reports that a container does not run and will have an endpoint of the network with that address.
 func (c *listed) waitsFor(w network, i *endpointInterface) bool {
@@ -119,34 +119,93 @@ func (c *listed) waitsFor(w network, i *endpointInterface) bool {
 	return false
 }
 
-// label gives an endpoint the labels and names of its container when Docker shows it, so this is asked for again and
-// again. What is not found in time is left to relabel.
+// pollShare keeps the questions after new containers a small part of what dockerd does: a pause is at least this many
+// times as long as the answer before it took.
+const pollShare = 4
+
+// label has an endpoint labelled when Docker shows its container.
 func (s *Server) label(endpointID string) {
-	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
-	defer cancel()
-	var last error
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+	s.newMu.Lock()
+	s.new[endpointID] = time.Now().Add(s.LabelTime)
+	s.newMu.Unlock()
+	select {
+	case s.newKick <- struct{}{}:
+	default:
+	}
+}
+
+// labels gives new endpoints the labels and names of their containers. Docker shows them when they have started, so it is
+// asked again and again, for all that wait at once. What is not found in time is left to relabel.
+func (s *Server) labels(ctx context.Context) error {
+	const first, last = 20 * time.Millisecond, 500 * time.Millisecond
+	wait := first               // until the next question, if nobody new comes
+	var soonest, next time.Time // when Docker may be asked, and when it will be
+	for {
+		var tick <-chan time.Time
+		if s.waitForLabels() {
+			tick = time.After(time.Until(next))
+		}
 		select {
 		case <-ctx.Done():
-			if s.life.Err() == nil {
-				s.Log.Warn("container's labels not found in time; they are looked for again later", "endpoint", endpointID, "err", last)
-				s.unlabelled.Store(true)
+			return ctx.Err()
+		case <-s.newKick:
+			at := later(soonest, time.Now().Add(first))
+			if wait = first; next.Before(time.Now()) || at.Before(next) { // an earlier question stays
+				next = at
 			}
-			return
-		case <-time.After(wait):
+			continue
+		case <-tick:
 		}
-		all, err := s.engine.containers(ctx)
-		if err == nil {
-			err = errNoContainer
-			if c, ok := byEndpoint(all)[endpointID]; ok {
-				err = s.labelPort(ctx, c, endpointID)
-			}
-			if err == nil || errors.Is(err, datastore.ErrNotFound) { // gone already
-				return
-			}
+		start := time.Now()
+		if s.labelNew(ctx) {
+			wait = first
 		}
-		last = err
+		soonest = time.Now().Add(pollShare * time.Since(start))
+		next = later(soonest, time.Now().Add(wait))
+		wait = min(2*wait, last)
 	}
+}
+
+func (s *Server) waitForLabels() bool {
+	s.newMu.Lock()
+	defer s.newMu.Unlock()
+	return len(s.new) > 0
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// labelNew asks Docker once and labels those of the new endpoints that it shows; found is false when there was none.
+func (s *Server) labelNew(ctx context.Context) (found bool) {
+	all, err := s.engine.containers(ctx)
+	containers := byEndpoint(all)
+	s.newMu.Lock()
+	waiting := maps.Clone(s.new)
+	s.newMu.Unlock()
+	for id, deadline := range waiting {
+		why := err
+		if c, ok := containers[id]; ok {
+			found = true
+			why = s.labelPort(ctx, c, id)
+		} else if why == nil {
+			why = errNoContainer
+		}
+		late := time.Now().After(deadline)
+		if late && why != nil && ctx.Err() == nil {
+			s.Log.Warn("container's labels not found in time; they are looked for again later", "endpoint", id, "err", why)
+			s.unlabelled.Store(true)
+		}
+		if late || why == nil || errors.Is(why, datastore.ErrNotFound) { // gone already
+			s.newMu.Lock()
+			delete(s.new, id)
+			s.newMu.Unlock()
+		}
+	}
+	return found
 }
 
 func byEndpoint(all []listed) map[string]listed {

@@ -81,9 +81,6 @@ func (s *Server) createNetwork(ctx context.Context, q networkRequest) (none, err
 			if err := json.Unmarshal(v, &w.Internal); err != nil {
 				return none{}, fmt.Errorf("option %s is %s, not true or false", k, v)
 			}
-			if w.Internal { // nobody would keep its containers in
-				return none{}, errors.New("--internal is not served: policy is not enforced by this build")
-			}
 		case optionsKey:
 			options := map[string]string{}
 			if err := json.Unmarshal(v, &options); err != nil {
@@ -271,7 +268,7 @@ func (s *Server) join(ctx context.Context, q joinRequest) (joinAnswer, error) {
 	}
 	dockerd := peer(ctx)
 	s.background.Go(func() { s.settle(q.EndpointID, q.SandboxKey, dockerd) })
-	s.background.Go(func() { s.label(q.EndpointID) })
+	s.label(q.EndpointID)
 	return a, nil
 }
 
