@@ -46,7 +46,7 @@ real agent on each of them. Nothing outside the lab is touched.
 	_ = cmd.PersistentFlags().MarkHidden("root")
 	for _, sub := range []*cobra.Command{
 		newUp(o), newDown(o), newStatus(o), newGraph(o), newDemo(o),
-		newRun(o), newRm(o), newExec(o), newAgent(o), newCapture(o), newTrace(o),
+		newRun(o), newRm(o), newExec(o), newAgent(o), newCapture(o), newTrace(o), newLink(o), newLoss(o),
 		newPing(), newListen(), newConnect(), newAddr(), newRoutes(), newPause(),
 	} {
 		classify(sub)
