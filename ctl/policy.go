@@ -48,7 +48,7 @@ func (a *app) policyShow(ctx context.Context, word, namespace, socket string) er
 		if err != nil {
 			return exit.New(exit.NotFound, "see 'maneki get workloadendpoints -A' and 'maneki get hostendpoints'", err)
 		}
-		text := explain.Show(v.state(node).Policy, ep, a.hitsOf(ctx, socket, node))
+		text := explain.Show(v.state(node).Policy, ep, v.nameOf(ep.Key), a.hitsOf(ctx, socket, node))
 		_, err = fmt.Fprint(a.Stdout, text)
 		return err
 	})
@@ -141,7 +141,7 @@ func (a *app) policyGraph(ctx context.Context, output string) error {
 		if len(hosts) == 0 {
 			return exit.New(exit.NotFound, "", errors.New("the datastore has no hosts"))
 		}
-		g := explain.NewGraph(hosts)
+		g := explain.NewGraph(hosts, v.nameOf)
 		text := g.DOT()
 		if output == "svg" {
 			text = g.SVG()

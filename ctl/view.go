@@ -180,6 +180,16 @@ func workloadName(w *api.WorkloadEndpoint) string {
 	return w.Namespace + "/" + name
 }
 
+// nameOf is what people call an endpoint.
+func (v *view) nameOf(key desired.EndpointKey) string {
+	for _, w := range v.workloads {
+		if w.Namespace == key.Namespace && w.Name == key.Name {
+			return workloadName(w)
+		}
+	}
+	return strings.TrimPrefix(key.String(), "/")
+}
+
 func workloadParties(w *api.WorkloadEndpoint) []explain.Party {
 	var out []explain.Party
 	for _, text := range w.Spec.IPNetworks {

@@ -162,7 +162,7 @@ func TestUnknownHost(t *testing.T) {
 }
 
 func TestGraph(t *testing.T) {
-	g := explain.NewGraph(network().Hosts)
+	g := explain.NewGraph(network().Hosts, desired.EndpointKey.String)
 	for what, got := range map[string]string{"dot": g.DOT(), "svg": g.SVG()} {
 		for _, want := range []string{"allow tcp 80", "NetworkPolicy(default/web)", "default/client", "deny tcp 9000"} {
 			if !strings.Contains(got, want) {
@@ -178,7 +178,7 @@ func TestGraph(t *testing.T) {
 func TestShow(t *testing.T) {
 	s := network().Hosts["h2"]
 	web := s.Endpoints[desired.EndpointKey{Namespace: "default", Name: "web"}]
-	got := explain.Show(s, web, map[explain.HitKey]explain.Hits{
+	got := explain.Show(s, web, "default/web", map[explain.HitKey]explain.Hits{
 		{Direction: policy.Ingress, Tier: "default", Policy: np("web").String(), Rule: 0}: {Packets: 3, Bytes: 180},
 		{Direction: policy.Ingress, Tier: "default", Rule: -1}:                            {Packets: 1, Bytes: 60},
 	})

@@ -37,8 +37,9 @@ type Edge struct {
 // maxNames bounds the endpoints named in one group.
 const maxNames = 4
 
-// NewGraph draws the policies of several hosts.
-func NewGraph(hosts map[string]*policy.State) Graph {
+// NewGraph draws the policies of several hosts. nameOf gives what people call a
+// workload.
+func NewGraph(hosts map[string]*policy.State, nameOf func(desired.EndpointKey) string) Graph {
 	d := drawing{peers: map[string]int{}, policies: map[string]int{}, edges: map[Edge]bool{}}
 	groups := map[string][]string{}
 	applied := map[string]applied{}
@@ -47,7 +48,7 @@ func NewGraph(hosts map[string]*policy.State) Graph {
 		for _, key := range sortedKeys(s.Endpoints) {
 			ep := s.Endpoints[key]
 			a := appliedTo(s, ep)
-			groups[a.text] = append(groups[a.text], endpointName(ep, key, node))
+			groups[a.text] = append(groups[a.text], endpointName(ep, key, node, nameOf))
 			applied[a.text] = a
 		}
 	}
@@ -61,11 +62,11 @@ func NewGraph(hosts map[string]*policy.State) Graph {
 	return d.finish()
 }
 
-func endpointName(ep *policy.Endpoint, key desired.EndpointKey, node string) string {
+func endpointName(ep *policy.Endpoint, key desired.EndpointKey, node string, nameOf func(desired.EndpointKey) string) string {
 	if ep.Host {
 		return "host " + node + " " + ep.Interface
 	}
-	return key.String()
+	return nameOf(key)
 }
 
 func groupName(names []string) string {

@@ -21,14 +21,15 @@ type HitKey struct {
 type Hits struct{ Packets, Bytes uint64 }
 
 // Show prints what applies to an endpoint, in the order in which it is asked,
-// with the hits where they are known; hits may be nil.
-func Show(s *policy.State, ep *policy.Endpoint, hits map[HitKey]Hits) string {
+// with the hits where they are known; hits may be nil. name is what people call
+// the endpoint.
+func Show(s *policy.State, ep *policy.Endpoint, name string, hits map[HitKey]Hits) string {
 	var b strings.Builder
 	kind := "workload"
 	if ep.Host {
 		kind = "host endpoint"
 	}
-	fmt.Fprintf(&b, "%s %s, interface %s, %s\n", kind, strings.TrimPrefix(ep.Key.String(), "/"), ep.Interface, ep.Addrs)
+	fmt.Fprintf(&b, "%s %s, interface %s, %s\n", kind, name, ep.Interface, ep.Addrs)
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 		for _, place := range []policy.Place{policy.PlaceUntracked, policy.PlacePreDNAT, policy.PlaceForward, policy.PlaceNormal} {
 			tiers := ep.At(place).In(d)
