@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/endpoint"
@@ -284,12 +286,20 @@ func openSandbox(path string, dockerd int) (*os.File, error) {
 	if err == nil {
 		return f, nil
 	}
-	if dockerd > 0 {
-		if f, err := os.Open(fmt.Sprintf("/proc/%d/root%s", dockerd, path)); err == nil {
-			return f, nil
-		}
+	if dockerd <= 0 {
+		return nil, err
 	}
-	return nil, err
+	root, rootErr := os.Open(fmt.Sprintf("/proc/%d/root", dockerd))
+	if rootErr != nil {
+		return nil, errors.Join(err, rootErr)
+	}
+	defer root.Close()
+	// /var/run is a link to /run, which must be dockerd's and not ours.
+	fd, inErr := unix.Openat2(int(root.Fd()), path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if inErr != nil {
+		return nil, errors.Join(err, fmt.Errorf("open %s as dockerd sees it: %w", path, inErr))
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // settle completes the container's side when dockerd has moved the interface into it, of which it does not tell: the
