@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"go4.org/netipx"
+
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/desired"
 )
@@ -67,21 +69,28 @@ func (c *Core) natPorts(p *problems) (from, to uint16, ok bool) {
 	return uint16(a), uint16(b), true
 }
 
-// serviceNets are the networks that BGPConfiguration announces for services.
+// serviceNets are the networks that BGPConfiguration announces for services,
+// without the addresses of the annotation maneki.net/services: those are
+// forwarded to the hosts that serve them.
 func (c *Core) serviceNets(v4 bool) []netip.Prefix {
 	config := c.bgpConfig["default"]
 	if config == nil {
 		return nil
 	}
-	var out []netip.Prefix
-	for _, list := range [][]api.CIDRBlock{config.Spec.ServiceClusterIPs, config.Spec.ServiceExternalIPs, config.Spec.ServiceLoadBalancerIPs} {
-		for _, block := range list {
-			if net, err := netip.ParsePrefix(block.CIDR); err == nil && net.Addr().Is4() == v4 {
-				out = append(out, net)
-			}
+	var b netipx.IPSetBuilder
+	for _, net := range config.Spec.ServiceCIDRs() {
+		if net.Addr().Is4() == v4 {
+			b.AddPrefix(net)
 		}
 	}
-	return out
+	for a := range c.services(&problems{}).listed {
+		b.Remove(a)
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		return nil // cannot be: every prefix is valid
+	}
+	return set.Prefixes()
 }
 
 // serviceLoops keep packets for a service that nobody here answers for from
