@@ -17,7 +17,8 @@ export GOOS GOARCH
 
 # Debian packages that the tests use as peers and as independent readers.
 TEST_PACKAGES := etcd-server etcd-client bird2 frr containernetworking-plugins nftables \
-                 iproute2 iputils-ping tcpdump procps curl openssl time docker.io busybox-static docker-compose net-tools ethtool clang-19 user-mode-linux
+                 iproute2 iputils-ping tcpdump procps curl openssl time docker.io busybox-static docker-compose net-tools ethtool \
+                 iptables clang-19 user-mode-linux
 
 # Pure packages: no root, no namespaces, no servers.
 FAST := ./selector/... ./api/... ./convert/... ./exit/... ./config/... ./autodetect/... ./desired/... ./reconcile/... ./calc/... \
