@@ -160,11 +160,6 @@ func (v routeView) report() api.CalicoNodeRouteStatus {
 	return out
 }
 
-// uses reports that a route leads over this next hop, alone or among others.
-func uses(r desired.Route, hop netip.Addr) bool {
-	return slices.ContainsFunc(r.Hops(), func(h desired.NextHop) bool { return h.Gateway == hop })
-}
-
 func (v routeView) route(kind string, dst netip.Prefix, gateway netip.Addr, dev string, from api.CalicoNodeRouteOrigin) api.CalicoNodeRoute {
 	r := api.CalicoNodeRoute{Type: kind, Destination: dst.String(), Gateway: notAvailable, Interface: dev, LearnedFrom: from}
 	if gateway.IsValid() {

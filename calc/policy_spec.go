@@ -39,14 +39,6 @@ type policySpec struct {
 	broken                        string // why it cannot be enforced
 }
 
-// applies reports whether the policy speaks about a direction.
-func (s *policySpec) applies(d policy.Direction) bool {
-	if d == policy.Egress {
-		return s.egress
-	}
-	return s.ingress
-}
-
 // stands reports whether two versions of a policy stand at the same place of the
 // same tiers, so that no list of policies changes when one takes the other's place.
 func (s *policySpec) stands(o *policySpec) bool {

@@ -195,8 +195,11 @@ func TestLabelsBeforeTheContainerStarts(t *testing.T) {
 		{"Id":"cccccccccccc3","Names":["/elsewhere"],"State":"created","Labels":{"app":"x"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":"","IPAMConfig":{"IPv4Address":"192.168.9.9"}}}}},
 		{"Id":"dddddddddddd4","Names":["/up"],"State":"running","Labels":{"app":"up"},"NetworkSettings":{"Networks":{"calnet1":{"EndpointID":"e4"}}}}]`
 	for _, tt := range []struct{ locked, app, names string }{
-		{"bbbbbbbbbbbb2", "new", "new,bbbbbbbbbbbb"}, {"aaaaaaaaaaaa1", "old", "old,aaaaaaaaaaaa"},
-		{"cccccccccccc3", "", ""}, {"dddddddddddd4", "", ""}, {"", "", ""},
+		{"bbbbbbbbbbbb2", "new", "new,bbbbbbbbbbbb"},
+		{"aaaaaaaaaaaa1", "old", "old,aaaaaaaaaaaa"},
+		{"cccccccccccc3", "", ""},
+		{"dddddddddddd4", "", ""},
+		{"", "", ""},
 	} {
 		r := newRig(t)
 		r.engine.set(func(e *engine) { e.networks[networkID], e.containers, e.locked = "calnet1", list, tt.locked })

@@ -66,12 +66,24 @@ func TestLookup(t *testing.T) {
 		name, who, want string
 		ours            bool
 	}{
-		{"web2.shop", asker, "10.0.1.2", true}, {"web2", asker, "10.0.1.2", true}, {"web2.db", asker, "10.0.1.3", true},
-		{"web1.shop", asker, "10.0.0.1 fd00::1", true}, {"www.shop", asker, "10.0.0.1 10.0.1.2 fd00::1", true},
-		{"www", "10.0.1.2", "10.0.0.1 10.0.1.2 fd00::1", true}, {"aaaaaaaaaaaa.net1", asker, "10.0.0.1 fd00::1", true},
-		{"my.name.shop", asker, "10.0.1.2", true}, {"my.name", asker, "10.0.1.2", true}, {"lone.my_net", asker, "10.0.0.4", true},
-		{"web2", "10.0.0.4", "", true}, {"nosuch.shop", asker, "", true}, {"nosuch.db", asker, "", false}, {"x.net", asker, "", false},
-		{"debian.org", asker, "", false}, {"", asker, "", true}, {".", asker, "", false}, {"web2.", asker, "", false},
+		{"web2.shop", asker, "10.0.1.2", true},
+		{"web2", asker, "10.0.1.2", true},
+		{"web2.db", asker, "10.0.1.3", true},
+		{"web1.shop", asker, "10.0.0.1 fd00::1", true},
+		{"www.shop", asker, "10.0.0.1 10.0.1.2 fd00::1", true},
+		{"www", "10.0.1.2", "10.0.0.1 10.0.1.2 fd00::1", true},
+		{"aaaaaaaaaaaa.net1", asker, "10.0.0.1 fd00::1", true},
+		{"my.name.shop", asker, "10.0.1.2", true},
+		{"my.name", asker, "10.0.1.2", true},
+		{"lone.my_net", asker, "10.0.0.4", true},
+		{"web2", "10.0.0.4", "", true},
+		{"nosuch.shop", asker, "", true},
+		{"nosuch.db", asker, "", false},
+		{"x.net", asker, "", false},
+		{"debian.org", asker, "", false},
+		{"", asker, "", true},
+		{".", asker, "", false},
+		{"web2.", asker, "", false},
 	} {
 		addrs, ours := d.Lookup(tt.name, netip.MustParseAddr(tt.who))
 		if got := words(addrs); got != tt.want || ours != tt.ours {

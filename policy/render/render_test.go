@@ -100,7 +100,8 @@ func goldens() map[string]*policy.State {
 			r.Dst.AnyPort, r.Dst.Named, r.Dst.Ports = false, []policy.SetID{"n:6:http:x"}, ports(443, 443)
 		}),
 	)}
-	tiers := state([]*policy.Policy{web,
+	tiers := state([]*policy.Policy{
+		web,
 		{ID: gnp("first"), Tier: "security", Ingress: numbered(rule(policy.Pass, from("10.0.0.0/8")), rule(policy.Deny, proto(132)))},
 		{ID: gnp("broken"), Tier: "default", Broken: "ingress[0]: no such thing"},
 		{ID: gnp("staged"), Tier: "default", Staged: true, Ingress: numbered(rule(policy.Deny))},
