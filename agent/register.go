@@ -258,6 +258,9 @@ func (a *Agent) keepAddress(ctx context.Context) error {
 			return
 		}
 		a.node.adopt(fresh)
+		if lost, ok := a.store.(interface{ Reconnect() }); ok {
+			lost.Reconnect() // from the address that is no more
+		}
 		if _, err := a.putNode(ctx); err != nil {
 			a.opts.Log.Error("the host's address has changed but the Node could not be updated", "err", err)
 		}

@@ -215,6 +215,24 @@ func (s *Store) current() (*clientv3.Client, error) {
 
 var errClosed = fmt.Errorf("%w: the store is closed", datastore.ErrUnavailable)
 
+// Reconnect drops the connections. The kernel keeps one for minutes whose local
+// address this host no longer has; whoever has just lost an address need not wait
+// for that. Requests under way fail as in an outage, watches end, and the next
+// request connects anew. The in-process client has nothing to drop.
+func (s *Store) Reconnect() {
+	s.mu.Lock()
+	client := s.client
+	if s.led != nil || s.closed {
+		client = nil
+	} else {
+		s.client = nil
+	}
+	s.mu.Unlock()
+	if client != nil {
+		_ = client.Close() // its connections may be dead: there is nobody to tell
+	}
+}
+
 // Close ends the watches, waits for them, and closes the connections.
 func (s *Store) Close() error {
 	s.mu.Lock()

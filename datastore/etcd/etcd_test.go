@@ -202,3 +202,23 @@ func TestAlarms(t *testing.T) {
 		}
 	})
 }
+
+// After Reconnect requests work, and a watch ends as in an outage.
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	server := datastoretest.StartEtcd(t)
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}})
+	put(t, s, 0, 1)
+	w := s.Watch(t.Context(), "", datastore.Query{Kind: datastore.KindIPAMHandle})
+	for range 3 {
+		s.Reconnect()
+		if err := use(t, s); err != nil {
+			t.Error(err)
+		}
+	}
+	for range w.Events() {
+	}
+	if !errors.Is(w.Err(), datastore.ErrUnavailable) {
+		t.Errorf("the watch ended with %v", w.Err())
+	}
+}
