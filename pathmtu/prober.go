@@ -34,6 +34,10 @@ const (
 	answersPerSecond = 500
 	// readPause keeps a socket that only fails from keeping a processor busy.
 	readPause = 10 * time.Millisecond
+	// soonest is the part of the interval after which a path that did not answer is asked again for the first time.
+	soonest = 20
+	// patient is the part of the interval beyond which asking such a path again does not become rarer.
+	patient = 6
 	// parallel bounds how many hosts are asked at the same time.
 	parallel = 8
 )
@@ -102,15 +106,26 @@ func (p *Prober) Results() map[desired.PathKey]desired.PathFact {
 	return maps.Clone(p.results)
 }
 
-// Run measures until ctx is done.
+// Run measures until ctx is done. A path that did not answer is asked again sooner
+// than one that did: a cable that was pulled is usually put back.
 func (p *Prober) Run(ctx context.Context) error {
 	defer p.closeAll()
 	measured := map[desired.PathKey]desired.Path{} // as they were when they were last measured
+	soon := p.o.Interval / soonest
 	for {
 		p.bind(ctx)
 		p.round(ctx, measured)
+		silent := p.silent()
 		// A random part keeps the hosts of a cluster from asking all at the same time.
-		wait := time.NewTimer(p.o.Interval/2 + rand.N(p.o.Interval))
+		pause := p.o.Interval/2 + rand.N(p.o.Interval)
+		if len(silent) == 0 {
+			soon = p.o.Interval / soonest
+		}
+		early := len(silent) > 0 && soon < pause
+		if early {
+			pause, soon = soon, min(2*soon, p.o.Interval/patient)
+		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -119,9 +134,27 @@ func (p *Prober) Run(ctx context.Context) error {
 			wait.Stop()
 			// What changed is measured now, the rest when its time comes.
 		case <-wait.C:
-			clear(measured)
+			if !early {
+				clear(measured)
+			}
+			for _, key := range silent {
+				delete(measured, key)
+			}
 		}
 	}
+}
+
+// silent are the paths that did not answer when they were last asked.
+func (p *Prober) silent() []desired.PathKey {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []desired.PathKey
+	for key := range p.paths {
+		if !p.results[key].Answered {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 // round measures the paths that are not in measured as they are now.
