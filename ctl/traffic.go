@@ -32,20 +32,26 @@ func (a *app) dropsCommand() *cobra.Command {
 limits the lines of each rule; counters count every packet.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
 			if on {
-				return a.followDrops(ctx, f)
+				return f.untilInterrupted(c, a.followDrops)
 			}
-			return a.countDrops(ctx, f)
+			return f.untilInterrupted(c, a.countDrops)
 		},
 	}
 	f.add(c)
 	c.Flags().BoolVarP(&on, "follow", "f", false, "print denied packets until interrupted")
 	return c
+}
+
+// untilInterrupted runs what asks the agent until it is done, or the user has
+// seen enough.
+func (f *agentFlags) untilInterrupted(c *cobra.Command, do func(context.Context, agentFlags) error) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return do(ctx, *f)
 }
 
 // countDrops prints the rules that have denied something.
@@ -128,15 +134,10 @@ to the same port in one line; with --follow print a line for each connection
 that begins, and for each packet that is denied.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
 			if on {
-				return a.followFlows(ctx, f)
+				return f.untilInterrupted(c, a.followFlows)
 			}
-			return a.listFlows(ctx, f)
+			return f.untilInterrupted(c, a.listFlows)
 		},
 	}
 	f.add(c)
