@@ -129,11 +129,11 @@ func (s states) with(on bool) *policy.State {
 
 func policyChanges(a *nft.Applier, probe *probe, others, n int) error {
 	s, r := newStates(others), render.New(render.Options{ReportGroup: policy.ReportGroup})
-	have := map[desired.NFTKey]desired.NFTObject{}
-	if err := put(a, r.Render(s.with(false)).NFT); err != nil {
+	first := r.Render(s.with(false)).NFT
+	if err := put(a, first); err != nil {
 		return err
 	}
-	have = r.Render(s.with(false)).NFT.Objects
+	have := first.Objects
 	var whole, rendering []time.Duration
 	for i := range n {
 		next := s.with(i%2 == 0)
