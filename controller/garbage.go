@@ -22,19 +22,20 @@ const GarbageName = "ipam-gc"
 // The rule of two observations (spec/calico.md §3, "GC").
 const (
 	defaultGrace = 15 * time.Minute // how long an address must look leaked
-	leastScan    = 5 * time.Minute  // between two scans; half the grace when that is more
+	usualScan    = 5 * time.Minute  // between two scans; half the grace when that is more
+	leastScan    = time.Second
+	settingsSeen = 10 * time.Second // how late a change of the settings counts
 )
 
 // Garbage gives back addresses that nobody will: those of a node that does not
 // exist, which no workload endpoint holds. It runs where
 // KubeControllersConfiguration default has a node controller, whose
-// leakGracePeriod it obeys. An address must look leaked twice, the grace apart;
-// all addresses of a handle go together or not at all.
+// leakGracePeriod and reconcilerPeriod it obeys. An address must look leaked
+// twice, the grace apart; all addresses of a handle go together or not at all.
 type Garbage struct {
 	Store datastore.Store
 	IPAM  *ipam.Client
 	Log   *slog.Logger
-	Scan  time.Duration // between two scans; 0: by the grace period
 
 	leaks map[leak]time.Time   // when first seen
 	gone  map[string]time.Time // nodes without a Node that still claim blocks, when first seen
@@ -55,52 +56,65 @@ func (g *Garbage) Name() string { return GarbageName }
 // Run implements Loop.
 func (g *Garbage) Run(ctx context.Context, report func(string)) error {
 	g.leaks, g.gone = map[leak]time.Time{}, map[string]time.Time{}
-	for {
-		grace, err := g.grace(ctx)
-		text := "off: leakGracePeriod is 0"
+	for last := (time.Time{}); ; {
+		times, err := g.times(ctx)
 		switch {
-		case err == nil && grace > 0:
-			text, err = g.scan(ctx, grace, time.Now())
-			fallthrough
 		case err != nil:
+			report("the settings cannot be read: " + err.Error())
+		case times.Grace == 0:
+			report("off: leakGracePeriod is 0")
+		case time.Since(last) >= times.Scan:
+			last = time.Now()
+			text, err := g.scan(ctx, times.Grace, last)
 			if err != nil {
 				text = "the scan failed: " + err.Error()
 			}
+			report(text)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		report(text)
-		wait := g.Scan
-		if wait == 0 {
-			wait = max(grace/2, leastScan)
-		}
-		sleep(ctx, wait)
+		sleep(ctx, min(times.Scan, settingsSeen))
 	}
 }
 
-// grace is the configured period; 0 when the controller is off.
-func (g *Garbage) grace(ctx context.Context) (time.Duration, error) {
+// times are the configured ones; no grace when the controller is off.
+func (g *Garbage) times(ctx context.Context) (GarbageTimes, error) {
 	c, err := datastore.For[api.KubeControllersConfiguration](g.Store).Get(ctx, "", "default")
 	if errors.Is(err, datastore.ErrNotFound) {
-		return 0, nil
+		return GarbageTimes{Scan: usualScan}, nil
 	}
 	if err != nil {
-		return 0, err
+		return GarbageTimes{Scan: usualScan}, err
 	}
-	return GracePeriod(c), nil
+	return TimesOfGarbage(c), nil
 }
 
-// GracePeriod is how long an address must look leaked; 0 keeps leaked addresses.
-func GracePeriod(c *api.KubeControllersConfiguration) time.Duration {
-	switch node := c.Spec.Controllers.Node; {
-	case node == nil:
-		return 0
-	case node.LeakGracePeriod == nil:
-		return defaultGrace
-	default:
-		return node.LeakGracePeriod.Std()
+// GarbageTimes say when leaked addresses are given back.
+type GarbageTimes struct {
+	Grace time.Duration // how long an address must look leaked; 0 keeps leaked addresses
+	Scan  time.Duration // between two looks
+}
+
+// TimesOfGarbage are leakGracePeriod, 15 minutes when it is absent, and
+// reconcilerPeriod, but at least a second; where that is absent a look is made
+// every half of the grace period, and every 5 minutes if that is longer
+// (spec/calico.md §3).
+func TimesOfGarbage(c *api.KubeControllersConfiguration) GarbageTimes {
+	out := GarbageTimes{Scan: usualScan}
+	node := c.Spec.Controllers.Node
+	if node == nil {
+		return out
 	}
+	out.Grace = defaultGrace
+	if node.LeakGracePeriod != nil {
+		out.Grace = node.LeakGracePeriod.Std()
+	}
+	out.Scan = max(out.Grace/2, usualScan)
+	if node.ReconcilerPeriod != nil {
+		out.Scan = max(node.ReconcilerPeriod.Std(), leastScan)
+	}
+	return out
 }
 
 // picture is what a scan sees.

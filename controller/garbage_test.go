@@ -147,22 +147,24 @@ func TestGarbageOfBlocks(t *testing.T) {
 	}
 }
 
-func TestGracePeriod(t *testing.T) {
-	hour := api.Duration(time.Hour)
-	none := api.Duration(0)
+func TestTimesOfGarbage(t *testing.T) {
+	duration := func(d time.Duration) *api.Duration { a := api.Duration(d); return &a }
 	for _, c := range []struct {
 		node *api.NodeControllerConfig
-		want time.Duration
+		want GarbageTimes
 	}{
-		{nil, 0},
-		{&api.NodeControllerConfig{}, 15 * time.Minute},
-		{&api.NodeControllerConfig{LeakGracePeriod: &hour}, time.Hour},
-		{&api.NodeControllerConfig{LeakGracePeriod: &none}, 0},
+		{nil, GarbageTimes{0, 5 * time.Minute}},
+		{&api.NodeControllerConfig{}, GarbageTimes{15 * time.Minute, 15 * time.Minute / 2}},
+		{&api.NodeControllerConfig{LeakGracePeriod: duration(time.Hour)}, GarbageTimes{time.Hour, 30 * time.Minute}},
+		{&api.NodeControllerConfig{LeakGracePeriod: duration(time.Minute)}, GarbageTimes{time.Minute, 5 * time.Minute}},
+		{&api.NodeControllerConfig{LeakGracePeriod: duration(0)}, GarbageTimes{0, 5 * time.Minute}},
+		{&api.NodeControllerConfig{LeakGracePeriod: duration(4 * time.Second), ReconcilerPeriod: duration(2 * time.Second)}, GarbageTimes{4 * time.Second, 2 * time.Second}},
+		{&api.NodeControllerConfig{ReconcilerPeriod: duration(0)}, GarbageTimes{15 * time.Minute, time.Second}},
 	} {
 		k := &api.KubeControllersConfiguration{}
 		k.Spec.Controllers.Node = c.node
-		if got := GracePeriod(k); got != c.want {
-			t.Errorf("%+v: %s, want %s", c.node, got, c.want)
+		if got := TimesOfGarbage(k); got != c.want {
+			t.Errorf("%+v: %+v, want %+v", c.node, got, c.want)
 		}
 	}
 }
