@@ -114,13 +114,19 @@ func (p *pipeline) run(ctx context.Context) error {
 	defer secrets.Stop()
 	converge := time.NewTicker(200 * time.Millisecond)
 	defer converge.Stop()
+	settle := time.NewTicker(settleTime)
+	defer settle.Stop()
 	held := true
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-p.wake:
-			p.round(ctx)
+			if p.round(ctx) {
+				settle.Reset(settleTime)
+			}
+		case <-settle.C:
+			p.settle(ctx)
 		case <-p.speaker.Changed():
 			p.mu.Lock()
 			p.pending.Learnt = nonNil(p.speaker.Best())
@@ -156,12 +162,27 @@ func nonNil(m map[netip.Prefix]bgp.Path) map[netip.Prefix]bgp.Path {
 	return m
 }
 
+// settleTime is how long after a change of a pool's encapsulation other hosts are given to follow it.
+const settleTime = 30 * time.Second
+
+// settle ends the wait for hosts that do not say that they have followed a change of a pool.
+func (p *pipeline) settle(ctx context.Context) {
+	p.mu.Lock()
+	waiting := p.state.Settling > 0
+	p.pending.Settled = waiting
+	p.mu.Unlock()
+	if waiting {
+		p.round(ctx)
+	}
+}
+
 // round takes the mailbox, computes and publishes. Before the datastore's
 // snapshot is complete and the host's interfaces are known it only folds:
-// nothing may be written from half a state.
-func (p *pipeline) round(ctx context.Context) {
+// nothing may be written from half a state. It reports whether the encapsulation
+// of a pool has begun to change.
+func (p *pipeline) round(ctx context.Context) (changing bool) {
 	p.mu.Lock()
-	batch, complete, waiters := p.pending, p.inSync && p.linked, p.waiters
+	batch, complete, waiters, before := p.pending, p.inSync && p.linked, p.waiters, p.state.Settling
 	p.pending, p.waiters = calc.Batch{}, nil
 	p.mu.Unlock()
 
@@ -170,7 +191,7 @@ func (p *pipeline) round(ctx context.Context) {
 		p.mu.Lock()
 		p.waiters = append(waiters, p.waiters...)
 		p.mu.Unlock()
-		return
+		return false
 	}
 	err := p.program(ctx, &state)
 	p.publish(state, err)
@@ -182,6 +203,7 @@ func (p *pipeline) round(ctx context.Context) {
 	default:
 		close(p.synced)
 	}
+	return state.Settling > before
 }
 
 // program hands the state on; while the datastore is locked nothing changes.

@@ -16,7 +16,7 @@ import (
 const (
 	// tunnelGrace is how long a tunnel stays after the last pool that used it has
 	// changed: other hosts may not have heard of it yet and still send through it.
-	tunnelGrace = 3 * time.Second
+	tunnelGrace = 10 * time.Second
 	// tunnelCheck is how often an address is compared with IPAM without a reason.
 	tunnelCheck = 90 * time.Second
 	// tunnelTick bounds how late the end of a grace and a new attempt come.

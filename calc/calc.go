@@ -47,6 +47,8 @@ type Batch struct {
 	Underlay []desired.Underlay
 	// Paths is what was measured about the ways to other hosts; nil means unchanged.
 	Paths map[desired.PathKey]desired.PathFact
+	// Settled says that the other hosts have had the time to follow the changes of pools before this batch.
+	Settled bool
 }
 
 // LocalChange is a workload endpoint of this host that the agent itself has
@@ -71,6 +73,7 @@ type State struct {
 	Policy     *policy.State  // what is enforced on the endpoints; never changed after it was made
 	Filter     *render.Result // of Policy; never changed after it was made
 	Use        TunnelUse
+	Settling   int            // changes of pools' encapsulation that other hosts may not have followed: see Batch.Settled
 	Paths      []desired.Path // to other hosts, worth measuring
 	MTUPattern string         // which interfaces count for the underlay's MTU; empty: the usual ones
 	MTU        int            // of new workloads in bytes; 0 while the underlay's is not known
@@ -88,6 +91,8 @@ type Core struct {
 	opts       Options
 	nodes      map[string]*api.Node
 	pools      map[string]*api.IPPool
+	settling   map[string]bool // pools whose encapsulation changed, until Batch.Settled
+	changes    int             // since then
 	bgpConfig  map[string]*api.BGPConfiguration
 	bgpPeers   map[string]*api.BGPPeer
 	bgpFilters map[string]*api.BGPFilter
@@ -116,6 +121,7 @@ func New(opts Options) *Core {
 		opts:       opts,
 		nodes:      map[string]*api.Node{},
 		pools:      map[string]*api.IPPool{},
+		settling:   map[string]bool{},
 		bgpConfig:  map[string]*api.BGPConfiguration{},
 		bgpPeers:   map[string]*api.BGPPeer{},
 		bgpFilters: map[string]*api.BGPFilter{},
@@ -161,6 +167,10 @@ func Queries() []datastore.Query {
 
 // Apply folds a batch into the inputs and computes the desired state.
 func (c *Core) Apply(b Batch) State {
+	if b.Settled {
+		clear(c.settling)
+		c.changes = 0
+	}
 	for _, e := range b.Events {
 		c.event(e)
 	}
@@ -217,6 +227,8 @@ func (c *Core) compute() State {
 	s.Reflection = c.reflection(p)
 	v := c.services(p)
 	s.Routes = c.routes(eps, blocks, t, v, c.speaker(&s, blocks, v, p), p)
+	s.Use.lend(t)
+	s.Settling = c.changes
 	c.reflectors(&s)
 	s.Problems = p.sorted()
 	return s
@@ -230,7 +242,7 @@ func (c *Core) event(e datastore.Event) {
 	case "Node":
 		err = fold(c.nodes, e)
 	case "IPPool":
-		err = fold(c.pools, e)
+		err = c.poolEvent(e)
 	case "BGPConfiguration":
 		err = fold(c.bgpConfig, e)
 	case "BGPPeer":

@@ -24,7 +24,8 @@ import (
 //	static routes to BGP peers         reachableBy                              80
 //	local workloads                    their interface                          3
 //
-// BGP has no say about destinations in VXLAN pools. Whether the third class has
+// BGP has no say about destinations in VXLAN pools, but for a while after a
+// change of the pool (change.go). Whether the third class has
 // the IPIP pools too, and those without encapsulation, is programClusterRoutes
 // of FelixConfiguration: EnabledIPIPOnly (the default), Enabled or Disabled
 // (spec/calico.md §6.3).
@@ -76,15 +77,15 @@ func (c *Core) learntRoutes(rs desired.Routes, blocks []netip.Prefix, t tunnelSt
 	refused := refusals{}
 	defer refused.report(p)
 	for prefix, path := range c.learnt {
-		d, mode := c.encapsulation(prefix)
-		if mode != api.EncapNever && d.encap == desired.EncapVXLAN || !v.kernel(prefix) {
+		pool := c.encapsulation(prefix)
+		if c.withoutBGP(pool) || !v.kernel(prefix) {
 			continue
 		}
 		if why := c.hijack(prefix, blocks); why != "" {
 			refused.add(prefix, path.Peer, why)
 			continue
 		}
-		hops := c.ways(d, mode, t, r, path)
+		hops := c.ways(pool, t, r, path)
 		if hops.Len() == 0 {
 			refused.add(prefix, path.Peer, "next hop "+path.NextHop.String()+" is on no connected subnet and no route leads to it")
 			continue
@@ -123,16 +124,29 @@ func (r refusals) report(p *problems) {
 	}
 }
 
+// withoutBGP reports whether BGP has no say about a pool's destinations: those
+// with VXLAN, once every host has had the time to publish its end of it.
+func (c *Core) withoutBGP(pool *api.IPPool) bool {
+	if pool == nil || c.settling[pool.Name] {
+		return false
+	}
+	d, mode := deviceOf(pool)
+	return mode != api.EncapNever && d.encap == desired.EncapVXLAN
+}
+
 // ways are all gateways of a path and of those that are as good: hosts of the
 // cluster through the pool's tunnel where it has one, others by the underlay.
-func (c *Core) ways(d device, mode api.EncapMode, t tunnelState, r *resolver, path bgp.Path) desired.NextHops {
+func (c *Core) ways(pool *api.IPPool, t tunnelState, r *resolver, path bgp.Path) desired.NextHops {
 	var out []desired.NextHop
 	for _, hop := range pathHops(path) {
 		// A next hop that is no host of the cluster, such as a router, has no tunnel's end.
-		if other, ok := t.hosts[d.name][hop]; ok && mode != api.EncapNever {
-			if through, _ := c.way(d, mode, other); through {
-				out = append(out, desired.NextHop{Gateway: other.host, Dev: d.name, Onlink: true})
-				continue
+		if pool != nil {
+			d, _ := deviceOf(pool)
+			if other, ok := t.hosts[d.name][hop]; ok {
+				if w := c.way(t, pool, other.host); w.through != "" {
+					out = append(out, desired.NextHop{Gateway: w.gateway, Dev: w.through, Onlink: true})
+					continue
+				}
 			}
 		}
 		out = append(out, r.hops(hop)...)
@@ -147,16 +161,16 @@ func pathHops(p bgp.Path) []netip.Addr {
 	return []netip.Addr{p.NextHop}
 }
 
-// encapsulation is that of the pool that a destination lies in as a whole.
-func (c *Core) encapsulation(prefix netip.Prefix) (device, api.EncapMode) {
+// encapsulation is the pool that a destination lies in as a whole; nil for none.
+func (c *Core) encapsulation(prefix netip.Prefix) *api.IPPool {
 	pool := c.pool(prefix.Addr())
 	if pool == nil {
-		return device{}, api.EncapNever
+		return nil
 	}
 	if cidr, err := netip.ParsePrefix(pool.Spec.CIDR); err != nil || prefix.Bits() < cidr.Bits() {
-		return device{}, api.EncapNever
+		return nil
 	}
-	return deviceOf(pool)
+	return pool
 }
 
 // outsidePriority is the metric of learnt routes that lie in no pool, such as

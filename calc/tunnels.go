@@ -26,7 +26,7 @@ type TunnelUse struct{ VXLAN, VXLAN6, IPIP DeviceUse }
 
 // DeviceUse is what the pools ask of one device.
 type DeviceUse struct {
-	Used   bool       // some pool, disabled ones included, sends packets through it
+	Used   bool       // some pool, disabled ones included, sends packets through it, or does so until another tunnel is ready
 	Assign string     // CIDRs of those pools that are enabled, so that an address can be assigned
 	Addr   netip.Addr // what this host's Node says that the device has; invalid for none
 }
@@ -47,6 +47,7 @@ type tunnelState struct {
 	podMTU     int
 	peers      map[string]map[string]peer     // by device and node
 	hosts      map[string]map[netip.Addr]peer // by device and node address
+	lent       map[string]bool                // devices that carry what another tunnel cannot yet
 }
 
 // reach counts the hosts behind each device.
@@ -135,7 +136,7 @@ func deviceOf(pool *api.IPPool) (device, api.EncapMode) {
 func (c *Core) tunnels(p *problems) tunnelState {
 	t := tunnelState{
 		devices: desired.Tunnels{}, neighbours: desired.Neighbours{}, fdb: desired.FDB{},
-		peers: map[string]map[string]peer{}, hosts: map[string]map[netip.Addr]peer{},
+		peers: map[string]map[string]peer{}, hosts: map[string]map[netip.Addr]peer{}, lent: map[string]bool{},
 	}
 	t.use = c.tunnelUse()
 	t.podMTU = c.pathMTU()
@@ -378,41 +379,21 @@ func (c *Core) remoteRoute(rs desired.Routes, t tunnelState, dst netip.Prefix, n
 		p.add("%s is not routed: Node(%s) has no %s address, or this host has no device %s", dst, node, familyName(d.v4), d.name)
 		return
 	}
-	switch through, plain := c.way(d, mode, other); {
-	case plain:
+	w := c.way(t, pool, other.host)
+	switch {
+	case w.direct:
 		rs.Add(desired.NewRouteKey(dst), c.direct(other.host, desired.ProtoComputed))
-	case through:
-		rs.Add(desired.NewRouteKey(dst), d.route(other, desired.ProtoComputed))
+	case w.through != "":
+		rs.Add(desired.NewRouteKey(dst), desired.Route{Gateway: w.gateway, Dev: w.through, Onlink: true, Proto: desired.ProtoComputed})
 		if !d.v4 {
 			// IPv6 refuses an onlink gateway that another route leads elsewhere, as the block's own does before it
 			// is switched over: so the gateway gets a route of its own.
-			gateway := desired.NewRouteKey(netip.PrefixFrom(other.addr, other.addr.BitLen()))
-			rs.Add(gateway, desired.Route{Dev: d.name, Proto: desired.ProtoComputed})
+			gateway := desired.NewRouteKey(netip.PrefixFrom(w.gateway, w.gateway.BitLen()))
+			rs.Add(gateway, desired.Route{Dev: w.through, Proto: desired.ProtoComputed})
 		}
-	default:
+	case !c.settling[pool.Name]:
 		p.add("%s is not routed: Node(%s) has no VXLAN tunnel address yet and is on another subnet", dst, node)
 	}
-}
-
-// way says whether packets for a host go through a tunnel or plain. While that
-// host has no tunnel address yet it may have no device either, so they go plain
-// where that is possible: switching a pool over then loses nothing. Elsewhere
-// IPIP needs no more than the host's address.
-func (c *Core) way(d device, mode api.EncapMode, other peer) (through, plain bool) {
-	ready := other.addr.IsValid()
-	if c.sameSubnet(other.host) && (mode == api.EncapCrossSubnet || !ready) {
-		return false, true
-	}
-	return ready || d.encap == desired.EncapIPIP, false
-}
-
-// route leads through the device to another host's end of it.
-func (d device) route(other peer, proto int) desired.Route {
-	gateway := other.addr
-	if d.encap == desired.EncapIPIP {
-		gateway = other.host
-	}
-	return desired.Route{Gateway: gateway, Dev: d.name, Onlink: true, Proto: proto}
 }
 
 // direct leads to a host on this host's own subnet.

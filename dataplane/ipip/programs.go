@@ -33,9 +33,9 @@ func (d Direction) name() string { return [...]string{"maneki_encap", "maneki_de
 // String is the program's name.
 func (d Direction) String() string { return d.name() }
 
-// Reasons are why packets were not carried, in the order of enum reason in bpf/ipip.c. The last is no loss.
+// Reasons are why packets were not carried, in the order of enum reason in bpf/ipip.c. The last two are no losses.
 func Reasons() []string {
-	return []string{"no-route", "unknown-host", "too-big", "fragment", "malformed", "congestion", "relayed-error"}
+	return []string{"no-route", "unknown-host", "too-big", "fragment", "malformed", "congestion", "relayed-error", "followed-route"}
 }
 
 // Config is what the programs need to know.

@@ -176,6 +176,9 @@ func TestIPIPCarries(t *testing.T) {
 		if strings.Contains(show, "inet6") {
 			t.Errorf("there is an IPv6 address:\n%s", show)
 		}
+		if loose := r.a.Command("sysctl", "-n", "net.ipv4.conf.tunl0.rp_filter"); strings.TrimSpace(loose) != "2" {
+			t.Errorf("rp_filter of tunl0 is %s", loose)
+		}
 		// Counters and captures of the device are those of the packets inside, both ways.
 		// A packet counts with the 14 bytes of a veth's header, which the kernel's own tunl0 has not.
 		stats := r.a.Command("ip", "-s", "link", "show", "tunl0")
@@ -249,6 +252,32 @@ func transfer(t *testing.T, from, to *nstest.NS, addr string, data []byte) []byt
 	}
 	_ = c.Close()
 	return <-got
+}
+
+// TestIPIPFollowsARouteThatWasChanged: a packet is in tunl0 already when its route is led elsewhere. It goes there.
+func TestIPIPFollowsARouteThatWasChanged(t *testing.T) {
+	hooks(t, func(t *testing.T, clsact bool) {
+		r := newRig(t, clsact)
+		r.mustPing()
+		r.router.Command("ip", "route", "add", "10.1.2.0/24", "via", hostB)
+		r.a.Command("ip", "route", "replace", "10.1.2.0/24", "via", "172.18.0.1")
+		// A socket that is bound to the device sends by it whatever the routes say.
+		wire := capture(t, r.router, "ra", "src host 10.1.1.1", 1, func() { r.a.Command("ping", "-c", "1", "-W", "2", "-I", "tunl0", podB) })
+		if !strings.Contains(wire, "10.1.1.1 > 10.1.2.2: ICMP echo request") || strings.Contains(wire, "IPIP") {
+			t.Errorf("on the wire:\n%s", wire)
+		}
+		if counts := r.counts(r.tunnelA); counts["followed-route"] != 1 || counts["no-route"] != 0 {
+			t.Errorf("counted %v", counts)
+		}
+		r.a.Command("ip", "route", "del", "default")
+		r.a.Command("ip", "route", "del", "10.1.2.0/24")
+		if out, err := r.a.TryCommand("ping", "-c", "1", "-W", "1", "-I", "tunl0", podB); err == nil {
+			t.Errorf("there is no way, and yet:\n%s", out)
+		}
+		if counts := r.counts(r.tunnelA); counts["no-route"] != 1 {
+			t.Errorf("counted %v", counts)
+		}
+	})
 }
 
 // TestIPIPStrangersAreNotHeard: a host that is not known gets nothing in, and is not sent to.

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -255,11 +257,29 @@ func (a *Applier) bringUp(link netlink.Link, t desired.Tunnel) error {
 			return err
 		}
 	}
+	if err := looseReversePath(at.Name); err != nil {
+		return err
+	}
 	if err := a.setAddrs(link, t.Addrs.Addrs()); err != nil {
 		return err
 	}
 	if err := a.handle.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", at.Name, err)
+	}
+	return nil
+}
+
+// looseReversePath lets packets in by the device whose way back leads elsewhere (RFC 3704 §2.4), also where the host is
+// strict about that: while a pool's encapsulation changes, the other host may still send by the tunnel when this one's
+// routes do not lead there any more. The kernel takes the greater of this value and that of "all" (ip-sysctl.rst).
+func looseReversePath(device string) error {
+	const loose = "2"
+	path := "/proc/sys/net/ipv4/conf/" + device + "/rp_filter"
+	if have, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(have)) == loose {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(loose), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("let packets in by %s whose way back leads elsewhere: %w", device, err)
 	}
 	return nil
 }

@@ -77,6 +77,7 @@ enum reason {
 	MALFORMED,     // headers that cannot be
 	CONGESTION,    // marked on the way although the inner sender does not know ECN (RFC 6040 §4.2)
 	RELAYED,       // not lost: an ICMP error about an outer packet, passed on to the inner sender
+	FOLLOWED,      // not lost: sent the way that the route leads by now, which is not tunl0 any more
 	REASONS,
 };
 
@@ -178,6 +179,24 @@ inline_always int too_big(struct packet *p, const struct config *c, const struct
 	return redirect(c->wire, 0);
 }
 
+// follow sends a packet on that the stack has given to tunl0 by a route that was changed before the packet came here,
+// which on a busy host takes milliseconds: the way that the route leads now.
+inline_always int follow(struct packet *p, const struct config *c, const struct ipv4 *ip)
+{
+	struct fib_lookup f = {
+		.family = AF_INET, .l4_protocol = ip->protocol, .ifindex = c->wire, .tos = ip->tos,
+		.tot_len = segment(p, ip), .src = {ip->src}, .dst = {ip->dst},
+	};
+	s64 rc = fib_lookup(p, &f, sizeof(f), 0);
+	if (rc == FIB_FRAGMENTATION_NEEDED)
+		return too_big(p, c, ip, f.tot_len + IP_LEN);
+	if ((rc != FIB_SUCCESS && rc != FIB_NO_NEIGHBOUR) || f.ifindex == c->tunnel || f.ifindex == c->wire)
+		return count(NO_ROUTE, VERDICT_DROP);
+	struct next_hop hop = {.family = f.family, .addr = {f.dst[0], f.dst[1], f.dst[2], f.dst[3]}};
+	count(FOLLOWED, 0);
+	return redirect_neigh(f.ifindex, &hop, sizeof(hop), 0);
+}
+
 SEC("tc")
 int maneki_encap(struct packet *p)
 {
@@ -189,7 +208,7 @@ int maneki_encap(struct packet *p)
 		return count(MALFORMED, VERDICT_DROP);
 	u32 peer = gateway(p, c, &in);
 	if (!peer)
-		return count(NO_ROUTE, VERDICT_DROP);
+		return follow(p, c, &in);
 	if (!known(peer))
 		return count(UNKNOWN_HOST, VERDICT_DROP);
 
