@@ -17,8 +17,11 @@ import (
 // engine asks Docker's own API for what it does not tell its drivers.
 type engine struct{ client *http.Client }
 
-// engineTime bounds one question. While dockerd starts, its API accepts connections and does not answer.
-const engineTime = time.Second
+// How long Docker may take for one answer. While dockerd starts, its API accepts connections and does not answer.
+const (
+	engineTime     = 5 * time.Second
+	membershipTime = time.Second // of a container that Docker may be at work on
+)
 
 // maxAnswer bounds an answer; a host with thousands of containers has a few MB.
 const maxAnswer = 64 << 20
@@ -101,6 +104,8 @@ func (e *engine) containers(ctx context.Context, networks ...string) ([]listed, 
 
 // membership describes a container's part in the network of an endpoint.
 func (e *engine) membership(ctx context.Context, id, endpointID string) (membership, error) {
+	ctx, cancel := context.WithTimeout(ctx, membershipTime)
+	defer cancel()
 	c, err := get[container](ctx, e, "/containers/"+id+"/json")
 	for _, n := range c.NetworkSettings.Networks {
 		if n.EndpointID == endpointID {

@@ -21,10 +21,13 @@ const labelPrefix = "org.projectcalico.label."
 
 var errNoContainer = errors.New("no container has the endpoint yet")
 
-// How long foresee may take. Docker's list takes some milliseconds; a dockerd that starts does not answer at all.
+// How long foresee may take. Docker's list takes some milliseconds, more on a busy machine; a dockerd that starts does not
+// answer at all.
 const (
-	foreseeTime = 100 * time.Millisecond
-	busyTime    = 15 * time.Millisecond
+	foreseeTime = 500 * time.Millisecond
+	minBusy     = 15 * time.Millisecond
+	maxBusy     = 200 * time.Millisecond
+	busyShare   = 4 // a container that is not described in this many times the list's time is being worked on
 )
 
 // foresee is what an endpoint's labels and annotations can be before its container starts, so that policy by label holds
@@ -77,6 +80,7 @@ func (q *endpointRequest) driverOptions() map[string]string {
 func (s *Server) waiting(ctx context.Context, w network, i *endpointInterface) []listed {
 	ctx, cancel := context.WithTimeout(ctx, foreseeTime)
 	defer cancel()
+	start := time.Now()
 	all, err := s.engine.containers(ctx, w.ID, w.Docker)
 	if err != nil {
 		s.Log.Debug("labels are not known before the container starts", "err", err)
@@ -86,10 +90,11 @@ func (s *Server) waiting(ctx context.Context, w network, i *endpointInterface) [
 	if len(all) > maxProbes { // what all have in common is certain whoever it is
 		return all
 	}
+	limit := min(max(busyShare*time.Since(start), minBusy), maxBusy)
 	busy := make([]bool, len(all))
 	var probes sync.WaitGroup
 	for n, c := range all {
-		probes.Go(func() { busy[n] = s.engine.busy(ctx, c.ID, busyTime) })
+		probes.Go(func() { busy[n] = s.engine.busy(ctx, c.ID, limit) })
 	}
 	probes.Wait()
 	var out []listed

@@ -133,7 +133,7 @@ func post(socket, method, body string) (string, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
-	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: time.Minute}
 	resp, err := c.Post("http://plugin/"+method, "", strings.NewReader(body))
 	if err != nil {
 		return "", err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -76,14 +78,19 @@ type host struct {
 	own  bool     // file is home: no visit is needed
 	id   identity
 	idle chan *netlink.Handle // open sockets that nobody uses
+
+	deletions chan struct{}  // one for each deletion that the kernel has not finished
+	deleting  sync.WaitGroup // the same
 }
 
-// maxIdle is how many netlink sockets are kept open.
-const maxIdle = 8
+const (
+	maxIdle      = 8  // netlink sockets kept open
+	maxDeletions = 32 // at once; each holds a thread
+)
 
 // openHost opens the host's namespace, which is f, or the calling thread's when f is nil.
 func openHost(f *os.File) (_ *host, err error) {
-	h := &host{idle: make(chan *netlink.Handle, maxIdle)}
+	h := &host{idle: make(chan *netlink.Handle, maxIdle), deletions: make(chan struct{}, maxDeletions)}
 	defer func() {
 		if err != nil {
 			h.close()
@@ -112,7 +119,9 @@ func openHost(f *os.File) (_ *host, err error) {
 	return h, nil
 }
 
+// close waits for the kernel to finish what was deleted.
 func (h *host) close() {
+	h.deleting.Wait()
 	for len(h.idle) > 0 {
 		(<-h.idle).Close()
 	}
@@ -132,8 +141,7 @@ func (h *host) do(fn func() error) error {
 }
 
 // with runs fn with a netlink socket in the host's namespace that nobody else uses meanwhile. One socket for all would
-// have everybody wait for each deletion, which takes the kernel tens of milliseconds (it waits for readers to pass)
-// but not its lock.
+// have everybody wait for each deletion (see deleteLink).
 func (h *host) with(fn func(nl *netlink.Handle) error) error {
 	var nl *netlink.Handle
 	select {
@@ -164,4 +172,35 @@ func (h *host) link(name string) (l netlink.Link, err error) {
 		return err
 	})
 	return l, err
+}
+
+// deleteLink removes an interface and returns when it is gone for everybody.
+//
+// The kernel answers some 25 ms later: it takes the interface out of all lists under its lock (net/core/dev.c:
+// unregister_netdevice_many), and then, without the lock, waits until no processor can still hold what it frees
+// (netdev_run_todo: rcu_barrier). Which end of a pair is deleted, and in what state, changes nothing of that. So the
+// request has a thread of its own, and what counts is that the kernel does not know the interface's index any more,
+// which it never gives to another one soon: asking takes the same lock.
+func (h *host) deleteLink(link netlink.Link) error {
+	const first, last = 200 * time.Microsecond, 5 * time.Millisecond
+	h.deletions <- struct{}{}
+	done := make(chan error, 1)
+	h.deleting.Go(func() {
+		defer func() { <-h.deletions }()
+		done <- h.with(func(nl *netlink.Handle) error { return nl.LinkDel(link) })
+	})
+	for wait := first; ; wait = min(2*wait, last) {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(wait):
+		}
+		err := h.with(func(nl *netlink.Handle) error {
+			_, err := nl.LinkByIndex(link.Attrs().Index)
+			return err
+		})
+		if notFound(err) {
+			return nil
+		}
+	}
 }

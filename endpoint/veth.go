@@ -284,7 +284,7 @@ func (h *host) removeLink(name string) error {
 	if link.Type() != "veth" {
 		return fmt.Errorf("interface %s is a %s, not a veth: it is left alone", name, link.Type())
 	}
-	if err := h.with(func(nl *netlink.Handle) error { return nl.LinkDel(link) }); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := h.deleteLink(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
 	return nil
