@@ -28,6 +28,7 @@ func TestEtcdURLs(t *testing.T) {
 			[]string{"http://10.9.0.2:1235"},
 		},
 		{"joining by IPv6", Options{Join: []string{"http://[fd00::1]:2379"}, EtcdListen: []string{"http://[fd00::2]:2379"}}, []string{"http://[fd00::2]:2379"}, []string{"http://[fd00::2]:2380"}},
+		{"with a certificate", Options{Join: []string{"https://10.0.0.1:2379"}, Datastore: config.Config{EtcdCertFile: "c", EtcdKeyFile: "k", EtcdCACertFile: "ca"}}, []string{"https://" + own.String() + ":2379"}, []string{"https://" + own.String() + ":2380"}},
 	} {
 		clients, peers := c.o.etcdURLs(own)
 		if !slices.Equal(clients, c.clients) || !slices.Equal(peers, c.peers) {
@@ -38,10 +39,14 @@ func TestEtcdURLs(t *testing.T) {
 
 func TestEtcdOptionsRefused(t *testing.T) {
 	named := config.Config{Type: config.EtcdV3, Source: "/etc/calico/calicoctl.cfg", EtcdEndpoints: []string{"http://10.0.0.9:2379"}}
+	files := config.Config{EtcdCertFile: "c", EtcdKeyFile: "k", EtcdCACertFile: "ca"}
 	for _, c := range []struct {
 		o    Options
 		says string
 	}{
+		{Options{EtcdListen: []string{"https://10.0.0.1:2379"}}, `--etcd-listen is "https://10.0.0.1:2379"; allowed: http://ADDRESS:PORT with an IP address of this host; https needs ETCD_CERT_FILE, ETCD_KEY_FILE and ETCD_CA_CERT_FILE`},
+		{Options{EtcdListen: []string{"http://10.0.0.1:2379"}, Datastore: files}, `--etcd-listen is "http://10.0.0.1:2379"; allowed: https://ADDRESS:PORT with an IP address of this host; ETCD_CERT_FILE names a certificate`},
+		{Options{EtcdListen: []string{"https://10.0.0.1:2379"}, Datastore: config.Config{EtcdCertFile: "c", EtcdCACertFile: "ca"}}, `ETCD_KEY_FILE is empty: a host that keeps the datastore with TLS needs`},
 		{Options{Join: []string{"10.0.0.1:2379"}}, `--join is "10.0.0.1:2379"; allowed: http://ADDRESS:PORT with the IP address of a host that keeps the datastore`},
 		{Options{Join: []string{"http://h1:2379"}}, `--join is "http://h1:2379"; allowed:`},
 		{Options{EtcdPeers: []string{"https://10.0.0.1:2380"}}, `--etcd-peer is "https://10.0.0.1:2380"; allowed: http://ADDRESS:PORT with an IP address of this host`},

@@ -309,6 +309,9 @@ func checkIP(option, value string, v4 bool) error {
 
 // checkEtcd is about the embedded etcd, and whether there is to be one.
 func (o *Options) checkEtcd() error {
+	if err := o.checkEtcdTLS(); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		flag string
 		urls []string
@@ -317,7 +320,7 @@ func (o *Options) checkEtcd() error {
 			return refuse(ErrBadOption, "%s is for hosts that keep the datastore themselves, but %s names one (%s): leave one of the two out", f.flag, o.Datastore.Source, o.Datastore)
 		}
 		for _, u := range f.urls {
-			if err := checkListen(f.flag, u); err != nil {
+			if err := checkListen(f.flag, u, o.etcdScheme()); err != nil {
 				return err
 			}
 		}
@@ -325,18 +328,48 @@ func (o *Options) checkEtcd() error {
 	return nil
 }
 
-func checkListen(flag, text string) error {
+// checkEtcdTLS is about the certificate of a host that keeps the datastore: the
+// same files by which a host uses a datastore of others.
+func (o *Options) checkEtcdTLS() error {
+	d := o.Datastore
+	if d.Type != "" || o.etcdScheme() == "http" {
+		return nil
+	}
+	for _, f := range []struct{ variable, value string }{{"ETCD_CERT_FILE", d.EtcdCertFile}, {"ETCD_KEY_FILE", d.EtcdKeyFile}, {"ETCD_CA_CERT_FILE", d.EtcdCACertFile}} {
+		if f.value == "" {
+			return refuse(ErrBadOption, "%s is empty: a host that keeps the datastore with TLS needs the files ETCD_CERT_FILE, ETCD_KEY_FILE and ETCD_CA_CERT_FILE", f.variable)
+		}
+	}
+	return nil
+}
+
+// etcdScheme is how others reach the embedded etcd: with TLS if there is a
+// certificate for it.
+func (o *Options) etcdScheme() string {
+	if d := o.Datastore; d.EtcdCertFile+d.EtcdKeyFile+d.EtcdCACertFile != "" {
+		return "https"
+	}
+	return "http"
+}
+
+func checkListen(flag, text, scheme string) error {
 	what := "with an IP address of this host"
 	if flag == "--join" {
 		what = "with the IP address of a host that keeps the datastore"
 	}
 	u, err := url.Parse(text)
-	if err == nil && u.Scheme == "http" && u.Path == "" {
+	if err == nil && u.Scheme == scheme && u.Path == "" {
 		if _, err := netip.ParseAddrPort(u.Host); err == nil {
 			return nil
 		}
 	}
-	return refuse(ErrBadOption, "%s is %q; allowed: http://ADDRESS:PORT %s", flag, text, what)
+	because := ""
+	if err == nil && u.Scheme == "https" {
+		because = "; https needs ETCD_CERT_FILE, ETCD_KEY_FILE and ETCD_CA_CERT_FILE"
+	} else if scheme == "https" {
+		because = "; ETCD_CERT_FILE names a certificate"
+	}
+	return refuse(ErrBadOption, "%s is %q; allowed: %s://ADDRESS:PORT %s%s", flag, text, scheme, what, because)
 }
 
 // etcdURLs are where the embedded etcd listens: for clients of other hosts, and
@@ -345,7 +378,7 @@ func checkListen(flag, text string) error {
 func (o *Options) etcdURLs(own netip.Addr) (clients, peers []string) {
 	clients, peers = o.EtcdListen, o.EtcdPeers
 	if len(clients) == 0 && len(o.Join) > 0 {
-		clients = []string{"http://" + netip.AddrPortFrom(own, etcdClientPort).String()}
+		clients = []string{o.etcdScheme() + "://" + netip.AddrPortFrom(own, etcdClientPort).String()}
 	}
 	if len(peers) > 0 {
 		return clients, peers
@@ -353,7 +386,7 @@ func (o *Options) etcdURLs(own netip.Addr) (clients, peers []string) {
 	for _, c := range clients {
 		if u, err := url.Parse(c); err == nil {
 			if a, err := netip.ParseAddrPort(u.Host); err == nil && !a.Addr().IsUnspecified() {
-				peers = append(peers, "http://"+netip.AddrPortFrom(a.Addr(), etcdPeerPort).String())
+				peers = append(peers, o.etcdScheme()+"://"+netip.AddrPortFrom(a.Addr(), etcdPeerPort).String())
 			}
 		}
 	}

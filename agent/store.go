@@ -145,7 +145,9 @@ func openEmbedded(ctx context.Context, o Options, own netip.Addr) (*connection, 
 	clients, peers := o.etcdURLs(own)
 	urls := append([]string{config.DefaultEndpoint}, clients...)
 	server, err := embedded.Start(ctx, embedded.Config{
-		Dir: o.EmbeddedDir, Name: o.Node, ClientURLs: urls, PeerURLs: peers, Join: o.Join, Log: o.Log.With("part", "etcd"),
+		Dir: o.EmbeddedDir, Name: o.Node, ClientURLs: urls, PeerURLs: peers, Join: o.Join,
+		CertFile: o.Datastore.EtcdCertFile, KeyFile: o.Datastore.EtcdKeyFile, CAFile: o.Datastore.EtcdCACertFile,
+		Log: o.Log.With("part", "etcd"),
 	})
 	if err != nil {
 		return nil, err
@@ -171,12 +173,15 @@ func (a *Agent) invite() {
 	own := a.node.primary()
 	a.opts.Notice("This host keeps the datastore: etcd in %s.", a.opts.EmbeddedDir)
 	clients, _ := a.opts.etcdURLs(own)
+	if a.opts.etcdScheme() == "https" {
+		a.opts.Notice("Each host needs a certificate of the same CA for that: ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE.")
+	}
 	if len(clients) > 0 {
 		a.opts.Notice("Another host uses it with:\n  ETCD_ENDPOINTS=%s maneki node run", clients[0])
 		a.opts.Notice("or keeps it too, as a member (best are three) with:\n  maneki node run --join=%s", clients[0])
 		return
 	}
-	url := "http://" + netip.AddrPortFrom(own, etcdClientPort).String()
+	url := a.opts.etcdScheme() + "://" + netip.AddrPortFrom(own, etcdClientPort).String()
 	a.opts.Notice("It serves this host alone. For others to join, start this agent with --etcd-listen=%s and them with:\n  ETCD_ENDPOINTS=%s maneki node run", url, url)
 }
 

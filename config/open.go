@@ -38,7 +38,9 @@ func Open(ctx context.Context, c Config, log *slog.Logger) (datastore.Store, err
 		Cert:       c.EtcdCert,
 		Key:        string(c.EtcdKey),
 		CACert:     c.EtcdCACert,
-		Log:        log,
+		// The embedded etcd answers this host without TLS, the members need not.
+		MembersOnly: c.Type == Unnamed && (c.EtcdCertFile != "" || c.EtcdCACertFile != "" || c.EtcdCert != "" || c.EtcdCACert != ""),
+		Log:         log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Source, err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -140,6 +141,9 @@ func (l *Lab) waitDatastore(ctx context.Context, host string, p Process) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	at := netip.AddrPortFrom(l.hostPlan(host).Address4(), etcdPort)
+	if strings.HasPrefix(l.etcdURL(host), "https:") { // it answers its own host without
+		at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), etcdPort)
+	}
 	err := l.poll(ctx, p, func(ctx context.Context) bool {
 		body, status, err := l.httpGet(ctx, host, at, "/health")
 		return err == nil && status == http.StatusOK && body != ""

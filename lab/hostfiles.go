@@ -32,7 +32,11 @@ func (l *Lab) Endpoints(host string) string {
 }
 
 func (l *Lab) etcdURL(host string) string {
-	return fmt.Sprintf("http://%s:%d", l.hostPlan(host).Address4(), etcdPort)
+	scheme := "http"
+	if h, _ := l.host(host); l.runsEmbedded(l.cfg.Topology.Hosts[0].Name) && h.Env["ETCD_CERT_FILE"] != "" {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://%s:%d", scheme, l.hostPlan(host).Address4(), etcdPort)
 }
 
 // writeHostFiles gives every host /etc/hosts with the names of the lab, its
@@ -47,7 +51,8 @@ func (l *Lab) writeHostFiles(context.Context) error {
 		}
 		files := map[string]string{"/etc/hosts": hosts, "/etc/hostname": h.Name + "\n"}
 		if e := l.Endpoints(h.Name); e != "" {
-			files["/etc/calico/calicoctl.cfg"] = calicoctlConfig(e)
+			topo, _ := l.host(h.Name)
+			files["/etc/calico/calicoctl.cfg"] = calicoctlConfig(e, topo.Env)
 		}
 		for path, text := range files {
 			err := s.do(func() error { return os.WriteFile(path, []byte(text), 0o644) })
@@ -74,12 +79,20 @@ func (l *Lab) hostsFile() string {
 	return b.String()
 }
 
-func calicoctlConfig(endpoints string) string {
-	return `apiVersion: projectcalico.org/v3
+// calicoctlConfig names the datastore, and the host's certificate for it if its
+// environment does: the file comes before the environment.
+func calicoctlConfig(endpoints string, env map[string]string) string {
+	text := `apiVersion: projectcalico.org/v3
 kind: CalicoAPIConfig
 metadata:
 spec:
   datastoreType: "etcdv3"
   etcdEndpoints: "` + endpoints + `"
 `
+	for _, f := range []struct{ field, variable string }{{"etcdKeyFile", "ETCD_KEY_FILE"}, {"etcdCertFile", "ETCD_CERT_FILE"}, {"etcdCACertFile", "ETCD_CA_CERT_FILE"}} {
+		if v := env[f.variable]; v != "" {
+			text += fmt.Sprintf("  %s: %q\n", f.field, v)
+		}
+	}
+	return text
 }

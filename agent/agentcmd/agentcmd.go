@@ -59,7 +59,10 @@ other hosts use it. With --join this host becomes a member of the cluster of
 embedded etcds to which the URL leads; three members survive the loss of one.
 The command may be repeated: a member comes back as the member that it is.
 
-MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.`,
+MANEKI_ETCD_LISTEN, MANEKI_ETCD_PEER and MANEKI_JOIN stand in for the flags.
+
+With ETCD_CERT_FILE, ETCD_KEY_FILE and ETCD_CA_CERT_FILE set, the URLs of the
+embedded etcd are https, and whoever connects must show a certificate of that CA.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return run(c) },
 	}

@@ -34,7 +34,7 @@ func TestClockOfACluster(t *testing.T) {
 		w.Header().Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
 	}))
 	defer server.Close()
-	err := checkClock(t.Context(), []string{"http://127.0.0.1:1", server.URL})
+	err := checkClock(t.Context(), []string{"http://127.0.0.1:1", server.URL}, nil)
 	if err == nil || !strings.Contains(err.Error(), "ahead of that of the cluster at "+server.URL) {
 		t.Errorf("error is %v", err)
 	}

@@ -69,9 +69,11 @@ type Config struct {
 	// ClientURLs is where clients connect; empty: DefaultClientURL. Hosts are IP
 	// addresses or "localhost"; port 0 takes a free one, see Endpoints.
 	ClientURLs []string
-	// CertFile and KeyFile are the server's PEM files, needed by https client
-	// URLs; with ClientCAFile clients must show a certificate signed by it.
-	CertFile, KeyFile, ClientCAFile string
+	// CertFile, KeyFile and CAFile are this host's PEM files, needed by https URLs:
+	// its certificate, for servers and clients, and who signs such certificates.
+	// Whoever connects to an https URL must show one. Certificate and key are read
+	// again for every connection, the CA at start.
+	CertFile, KeyFile, CAFile string
 
 	// PeerURLs is where other members connect; empty: nowhere, the cluster has
 	// one member. They may differ from those of the last start.
@@ -118,6 +120,10 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
 	}
+	members, err := cfg.clientTLS()
+	if err != nil {
+		return nil, fmt.Errorf("start embedded etcd: %w", err)
+	}
 	total, _, err := disk(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("start embedded etcd: %w", err)
@@ -154,7 +160,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		_ = s.stop()
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 	}
-	s.store = etcd.FromClient(client, s.endpoints, func() bool { return s.etcd.Server.Leader() != 0 }, cfg.Log)
+	s.store = etcd.FromClient(client, s.endpoints, func() bool { return s.etcd.Server.Leader() != 0 }, members, cfg.Log)
 	s.watcher.Go(s.watch)
 	go func() {
 		defer close(s.spaceKept)
@@ -380,12 +386,8 @@ func engineConfig(cfg Config) (*embed.Config, error) {
 	if _, err := parseURLs("URL to join", cfg.Join); err != nil {
 		return nil, err
 	}
-	ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = cfg.CertFile, cfg.KeyFile
-	ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = cfg.ClientCAFile, cfg.ClientCAFile != ""
-	for _, u := range clients {
-		if u.Scheme == "https" && (cfg.CertFile == "" || cfg.KeyFile == "") {
-			return nil, fmt.Errorf("client URL %s: https needs a certificate and a key", u.String())
-		}
+	if err := cfg.secure(ec); err != nil {
+		return nil, err
 	}
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, historyKept
 	ec.SnapshotCount, ec.SnapshotCatchUpEntries = entriesInMemory, entriesForPeers

@@ -3,6 +3,7 @@ package embedded
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -52,8 +53,9 @@ type survey struct {
 
 // ask connects to a cluster by the client URLs of some of its members. The
 // error is datastore.ErrUnavailable when none answers.
-func ask(ctx context.Context, urls []string, log *slog.Logger) (*survey, error) {
-	c, err := clientv3.New(clientv3.Config{Endpoints: urls, DialTimeout: surveyTimeout, Logger: etcd.ZapLogger(log, slog.LevelError)})
+func ask(ctx context.Context, cfg Config, members *tls.Config) (*survey, error) {
+	urls := cfg.Join
+	c, err := clientv3.New(clientv3.Config{Endpoints: urls, DialTimeout: surveyTimeout, TLS: forURLs(members, urls), Logger: etcd.ZapLogger(cfg.Log, slog.LevelError)})
 	if err != nil {
 		return nil, refuse("join %s: %v", strings.Join(urls, ", "), err)
 	}
@@ -97,7 +99,11 @@ func prepareJoin(ctx context.Context, cfg Config, ec *embed.Config) error {
 			return err
 		}
 	}
-	s, err := ask(ctx, cfg.Join, cfg.Log)
+	members, err := cfg.clientTLS()
+	if err != nil {
+		return err
+	}
+	s, err := ask(ctx, cfg, members)
 	if err != nil {
 		if restarted { // the others may be waiting for this very member
 			cfg.Log.Warn("the cluster does not answer; this member starts with what it has", "join", cfg.Join, "err", err)
@@ -109,7 +115,7 @@ func prepareJoin(ctx context.Context, cfg Config, ec *embed.Config) error {
 	if restarted {
 		return s.checkReturn(cfg, own)
 	}
-	if err := checkClock(ctx, cfg.Join); err != nil {
+	if err := checkClock(ctx, cfg.Join, members); err != nil {
 		return err
 	}
 	return s.enter(ctx, cfg, ec)
@@ -212,7 +218,7 @@ func (s *survey) describe(cfg Config, ec *embed.Config) {
 }
 
 // checkClock compares this host's clock with a member's, to the second.
-func checkClock(ctx context.Context, urls []string) error {
+func checkClock(ctx context.Context, urls []string, members *tls.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
 	for _, u := range urls {
@@ -220,7 +226,7 @@ func checkClock(ctx context.Context, urls []string) error {
 		if err != nil {
 			continue
 		}
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: forURLs(members, []string{u})}}
 		resp, err := client.Do(req)
 		if err != nil {
 			continue // whether it answers is for others to say
@@ -258,7 +264,11 @@ func (s *Server) promote(ctx context.Context, cfg Config) error {
 			urls = append(urls, m.ClientURLs...)
 		}
 	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: urls, DialTimeout: surveyTimeout, Logger: etcd.ZapLogger(cfg.Log, slog.LevelError)})
+	members, err := cfg.clientTLS()
+	if err != nil {
+		return fmt.Errorf("become a voting member: %w", err)
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: urls, DialTimeout: surveyTimeout, TLS: forURLs(members, urls), Logger: etcd.ZapLogger(cfg.Log, slog.LevelError)})
 	if err != nil {
 		return fmt.Errorf("become a voting member: %w", err)
 	}

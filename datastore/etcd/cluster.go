@@ -3,6 +3,7 @@ package etcd
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -97,6 +98,9 @@ func (s *Store) interview(ctx context.Context, c *clientv3.Client, m *Member) {
 		st, err := s.status(ctx, c, u)
 		if err != nil {
 			m.Err = fmt.Errorf("%w: %s does not answer", datastore.ErrUnavailable, u)
+			if errors.Is(err, datastore.ErrDenied) {
+				m.Err = err
+			}
 			continue
 		}
 		if st.Header.MemberId != m.ID {
@@ -112,16 +116,33 @@ func (s *Store) interview(ctx context.Context, c *clientv3.Client, m *Member) {
 func (s *Store) status(ctx context.Context, c *clientv3.Client, endpoint string) (*clientv3.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
-	if len(s.config.Endpoints) > 0 {
+	if s.sameWay(endpoint) {
 		return c.Status(ctx, endpoint)
 	}
-	// The in-process client knows its own server only.
-	far, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: ZapLogger(s.log, slog.LevelError)})
+	far, err := s.dialMember(endpoint)
 	if err != nil {
 		return nil, err
 	}
 	defer far.Close()
 	return far.Status(ctx, endpoint)
+}
+
+// sameWay says whether the client in use can ask the server at one URL too. The
+// in-process client knows its own server only; one without TLS, none with.
+func (s *Store) sameWay(endpoint string) bool {
+	return len(s.config.Endpoints) > 0 && strings.HasPrefix(endpoint, "https://") == (s.tls != nil)
+}
+
+// dialMember is a client of one server, to be closed.
+func (s *Store) dialMember(endpoint string) (*clientv3.Client, error) {
+	cc := clientv3.Config{Endpoints: []string{endpoint}, Logger: ZapLogger(s.log, slog.LevelError)}
+	if strings.HasPrefix(endpoint, "https://") {
+		if s.far == nil {
+			return nil, fmt.Errorf("%w: %s wants TLS: set ETCD_CA_CERT_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE", datastore.ErrDenied, endpoint)
+		}
+		cc.TLS = s.far.Clone()
+	}
+	return clientv3.New(cc)
 }
 
 // RemoveMember takes a member out of the cluster. Its data are of no use
@@ -141,7 +162,7 @@ func (s *Store) Defragment(ctx context.Context, m Member) error {
 		return err
 	}
 	for _, u := range s.usable(m.ClientURLs) {
-		if _, err = c.Defragment(ctx, u); err == nil {
+		if err = s.defragment(ctx, c, u); err == nil {
 			return nil
 		}
 	}
@@ -149,6 +170,19 @@ func (s *Store) Defragment(ctx context.Context, m Member) error {
 		err = fmt.Errorf("%w: it has no address for clients", datastore.ErrUnavailable)
 	}
 	return fmt.Errorf("defragment member %s: %w", m.Name, s.classify(ctx, err, ""))
+}
+
+func (s *Store) defragment(ctx context.Context, c *clientv3.Client, endpoint string) error {
+	if !s.sameWay(endpoint) {
+		far, err := s.dialMember(endpoint)
+		if err != nil {
+			return err
+		}
+		defer far.Close()
+		c = far
+	}
+	_, err := c.Defragment(ctx, endpoint)
+	return err
 }
 
 // Compact forgets the history before the present, which makes its space free

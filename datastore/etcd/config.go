@@ -27,7 +27,7 @@ func checkEndpoints(cfg Config) (endpoints []string, secure bool, err error) {
 	for _, given := range cfg.Endpoints {
 		e := strings.TrimRight(strings.TrimSpace(given), "/")
 		if !strings.Contains(e, "://") {
-			if identity {
+			if identity && !cfg.MembersOnly {
 				e = "https://" + e
 			} else {
 				e = "http://" + e
@@ -49,7 +49,7 @@ func checkEndpoints(cfg Config) (endpoints []string, secure bool, err error) {
 	if !secure && plain < len(endpoints) {
 		return nil, false, fmt.Errorf("etcd endpoints %s: http and https cannot be mixed", strings.Join(endpoints, ", "))
 	}
-	if identity && !secure {
+	if identity && !secure && !cfg.MembersOnly {
 		return nil, false, fmt.Errorf("etcd endpoint %s is without TLS, but a certificate or CA is configured: write https://", endpoints[0])
 	}
 	return endpoints, secure, nil
@@ -128,6 +128,16 @@ func (src *tlsSource) roots() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("etcd CA: no certificate in PEM form in %s", src.ca)
 	}
 	return pool, nil
+}
+
+// ClientTLS is the configuration of connections to https URLs: cfg's certificate,
+// if it has one, and its authorities.
+func ClientTLS(cfg Config) (*tls.Config, error) {
+	src, err := newTLSSource(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return src.config()
 }
 
 // config is that of one connection; certificate and authorities are read for

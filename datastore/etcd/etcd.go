@@ -7,6 +7,7 @@ package etcd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -52,6 +53,11 @@ type Config struct {
 	CertFile, KeyFile, CACertFile string // PEM; read again for every connection
 	Cert, Key, CACert             string // the same inline, PEM text
 
+	// MembersOnly says that certificate and CA are for the https URLs of the
+	// cluster's members alone, since Endpoints are this host's own member, which
+	// is reached without TLS.
+	MembersOnly bool
+
 	DialTimeout    time.Duration // for the log-in; 0: DefaultDialTimeout
 	RequestTimeout time.Duration // for every request; 0: DefaultRequestTimeout
 
@@ -60,7 +66,8 @@ type Config struct {
 
 // Store is a datastore.Store, datastore.Transactor and datastore.Snapshotter.
 type Store struct {
-	tls     *tlsSource // nil without TLS
+	tls     *tlsSource  // nil without TLS
+	far     *tls.Config // to ask single members at https URLs, where tls is nil; nil: none
 	timeout time.Duration
 	log     *slog.Logger
 	led     func() bool   // of the in-process client, else nil
@@ -90,8 +97,13 @@ func New(_ context.Context, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	var source *tlsSource
+	var far *tls.Config
 	if secure {
 		if source, err = newTLSSource(cfg); err != nil {
+			return nil, err
+		}
+	} else if cfg.MembersOnly {
+		if far, err = ClientTLS(cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -99,17 +111,18 @@ func New(_ context.Context, cfg Config) (*Store, error) {
 		return nil, errors.New("etcd user name and password: one is given without the other")
 	}
 	s := newStore(endpoints, cfg.RequestTimeout, cfg.Log)
-	s.tls = source
+	s.tls, s.far = source, far
 	s.config, err = clientConfig(cfg, endpoints, source, s.log)
 	return s, err
 }
 
 // FromClient is a store on an existing client, which Close will close: the
 // embedded server's in-process client. endpoints are for messages; led says
-// whether the server knows a leader.
-func FromClient(client *clientv3.Client, endpoints []string, led func() bool, log *slog.Logger) *Store {
+// whether the server knows a leader; members is for connections to the https
+// URLs of other members, nil without TLS.
+func FromClient(client *clientv3.Client, endpoints []string, led func() bool, members *tls.Config, log *slog.Logger) *Store {
 	s := newStore(endpoints, 0, log)
-	s.client, s.led = client, led
+	s.client, s.led, s.far = client, led, members
 	return s
 }
 

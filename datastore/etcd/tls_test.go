@@ -1,14 +1,7 @@
 package etcd_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,75 +13,6 @@ import (
 	"github.com/manekinet/maneki/datastore/datastoretest"
 	"github.com/manekinet/maneki/datastore/etcd"
 )
-
-// authority signs certificates for a test.
-type authority struct {
-	t    *testing.T
-	dir  string
-	name string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T, dir, name string) *authority {
-	t.Helper()
-	a := &authority{t: t, dir: dir, name: name}
-	a.key = newKey(t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, a.file(), "CERTIFICATE", der)
-	return a
-}
-
-func (a *authority) file() string { return filepath.Join(a.dir, a.name+".pem") }
-
-// issue writes a certificate for 127.0.0.1 and its key and returns the files.
-func (a *authority) issue(name string, ip net.IP, until time.Time) (cert, key string) {
-	a.t.Helper()
-	k := newKey(a.t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{ip},
-		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, k.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(k)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, key = filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+"-key.pem")
-	writePEM(a.t, cert, "CERTIFICATE", der)
-	writePEM(a.t, key, "EC PRIVATE KEY", keyDER)
-	return cert, key
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func text(t *testing.T, path string) string {
 	t.Helper()
@@ -135,14 +59,14 @@ const shortly = 1500 * time.Millisecond
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	ca, other := newAuthority(t, dir, "ca"), newAuthority(t, dir, "other-ca")
+	ca, other := datastoretest.NewAuthority(t, dir, "ca"), datastoretest.NewAuthority(t, dir, "other-ca")
 	loopback := net.IPv4(127, 0, 0, 1)
 	valid := time.Now().Add(time.Hour)
-	serverCert, serverKey := ca.issue("server", loopback, valid)
-	server := datastoretest.StartEtcd(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
-	cert, key := ca.issue("client", loopback, valid)
-	foreignCert, foreignKey := other.issue("foreign", loopback, valid)
-	expiredCert, expiredKey := ca.issue("expired", loopback, time.Now().Add(-time.Hour))
+	serverCert, serverKey := ca.Issue("server", loopback, valid)
+	server := datastoretest.StartEtcd(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.File())
+	cert, key := ca.Issue("client", loopback, valid)
+	foreignCert, foreignKey := other.Issue("foreign", loopback, valid)
+	expiredCert, expiredKey := ca.Issue("expired", loopback, time.Now().Add(-time.Hour))
 	endpoints := []string{server.Endpoint()}
 
 	for _, c := range []struct {
@@ -150,13 +74,13 @@ func TestTLS(t *testing.T) {
 		cfg  etcd.Config
 		says []string // nil: it works
 	}{
-		{"files", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: ca.file()}, nil},
-		{"inline", etcd.Config{Cert: text(t, cert), Key: text(t, key), CACert: text(t, ca.file())}, nil},
-		{"wrong CA", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: other.file()}, []string{"not signed by " + other.file(), "unknown authority"}},
+		{"files", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: ca.File()}, nil},
+		{"inline", etcd.Config{Cert: text(t, cert), Key: text(t, key), CACert: text(t, ca.File())}, nil},
+		{"wrong CA", etcd.Config{CertFile: cert, KeyFile: key, CACertFile: other.File()}, []string{"not signed by " + other.File(), "unknown authority"}},
 		{"system's CAs", etcd.Config{CertFile: cert, KeyFile: key}, []string{"not signed by the system's roots"}},
-		{"no client certificate", etcd.Config{CACertFile: ca.file()}, []string{"no client certificate is configured"}},
-		{"certificate of somebody else", etcd.Config{CertFile: foreignCert, KeyFile: foreignKey, CACertFile: ca.file()}, []string{foreignCert, "issued by CN=other-ca"}},
-		{"expired certificate", etcd.Config{CertFile: expiredCert, KeyFile: expiredKey, CACertFile: ca.file()}, []string{expiredCert, "expired on"}},
+		{"no client certificate", etcd.Config{CACertFile: ca.File()}, []string{"no client certificate is configured"}},
+		{"certificate of somebody else", etcd.Config{CertFile: foreignCert, KeyFile: foreignKey, CACertFile: ca.File()}, []string{foreignCert, "issued by CN=other-ca"}},
+		{"expired certificate", etcd.Config{CertFile: expiredCert, KeyFile: expiredKey, CACertFile: ca.File()}, []string{expiredCert, "expired on"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.cfg.Endpoints, c.cfg.RequestTimeout = endpoints, shortly
@@ -176,10 +100,10 @@ func TestTLS(t *testing.T) {
 func TestTLSWrongHost(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	ca := newAuthority(t, dir, "ca")
-	cert, key := ca.issue("server", net.IPv4(10, 0, 0, 1), time.Now().Add(time.Hour))
+	ca := datastoretest.NewAuthority(t, dir, "ca")
+	cert, key := ca.Issue("server", net.IPv4(10, 0, 0, 1), time.Now().Add(time.Hour))
 	server := datastoretest.StartEtcd(t, "--cert-file", cert, "--key-file", key)
-	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CACertFile: ca.file(), RequestTimeout: shortly})
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CACertFile: ca.File(), RequestTimeout: shortly})
 	refused(t, s, "certificate is not valid for us", "10.0.0.1")
 }
 
@@ -187,15 +111,15 @@ func TestTLSWrongHost(t *testing.T) {
 func TestWrongScheme(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	ca := newAuthority(t, dir, "ca")
-	cert, key := ca.issue("server", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	ca := datastoretest.NewAuthority(t, dir, "ca")
+	cert, key := ca.Issue("server", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
 	plain := datastoretest.StartEtcd(t)
 	secure := datastoretest.StartEtcd(t, "--cert-file", cert, "--key-file", key)
 	for _, c := range []struct {
 		cfg  etcd.Config
 		says string
 	}{
-		{etcd.Config{Endpoints: []string{"https://" + plain.Address}, CACertFile: ca.file()}, "write http://"},
+		{etcd.Config{Endpoints: []string{"https://" + plain.Address}, CACertFile: ca.File()}, "write http://"},
 		{etcd.Config{Endpoints: []string{"http://" + secure.Address}}, "write https://"},
 	} {
 		c.cfg.RequestTimeout = shortly
@@ -211,14 +135,14 @@ func TestTLSRotation(t *testing.T) { everyVersion(t, testTLSRotation) }
 
 func testTLSRotation(t *testing.T, v datastoretest.Version) {
 	dir := t.TempDir()
-	ca := newAuthority(t, dir, "ca")
+	ca := datastoretest.NewAuthority(t, dir, "ca")
 	loopback := net.IPv4(127, 0, 0, 1)
-	serverCert, serverKey := ca.issue("server", loopback, time.Now().Add(time.Hour))
-	server := v.Start(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.file())
-	cert, key := ca.issue("client", loopback, time.Now().Add(-time.Minute))
-	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CertFile: cert, KeyFile: key, CACertFile: ca.file(), RequestTimeout: shortly})
+	serverCert, serverKey := ca.Issue("server", loopback, time.Now().Add(time.Hour))
+	server := v.Start(t, "--cert-file", serverCert, "--key-file", serverKey, "--client-cert-auth", "--trusted-ca-file", ca.File())
+	cert, key := ca.Issue("client", loopback, time.Now().Add(-time.Minute))
+	s := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, CertFile: cert, KeyFile: key, CACertFile: ca.File(), RequestTimeout: shortly})
 	refused(t, s, "expired on")
-	ca.issue("client", loopback, time.Now().Add(time.Hour)) // over the same files
+	ca.Issue("client", loopback, time.Now().Add(time.Hour)) // over the same files
 	for end := time.Now().Add(15 * time.Second); ; {
 		err := use(t, s)
 		if err == nil {
@@ -232,12 +156,12 @@ func testTLSRotation(t *testing.T, v datastoretest.Version) {
 }
 
 // rotateCA replaces the authority on both sides while the store is in use.
-func rotateCA(t *testing.T, server *datastoretest.EtcdServer, ca *authority, s *etcd.Store) {
-	next := newAuthority(t, t.TempDir(), "ca")
+func rotateCA(t *testing.T, server *datastoretest.EtcdServer, ca *datastoretest.Authority, s *etcd.Store) {
+	next := datastoretest.NewAuthority(t, t.TempDir(), "ca")
 	loopback := net.IPv4(127, 0, 0, 1)
 	for _, name := range []string{"server", "client"} {
-		cert, key := next.issue(name, loopback, time.Now().Add(time.Hour))
-		for from, to := range map[string]string{cert: filepath.Join(ca.dir, name+".pem"), key: filepath.Join(ca.dir, name+"-key.pem"), next.file(): ca.file()} {
+		cert, key := next.Issue(name, loopback, time.Now().Add(time.Hour))
+		for from, to := range map[string]string{cert: filepath.Join(ca.Dir, name+".pem"), key: filepath.Join(ca.Dir, name+"-key.pem"), next.File(): ca.File()} {
 			text, err := os.ReadFile(from)
 			if err != nil {
 				t.Fatal(err)
@@ -323,9 +247,9 @@ func testPassword(t *testing.T, v datastoretest.Version) {
 
 func TestConfigErrors(t *testing.T) {
 	dir := t.TempDir()
-	ca := newAuthority(t, dir, "ca")
-	cert, key := ca.issue("client", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
-	_, otherKey := ca.issue("other", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	ca := datastoretest.NewAuthority(t, dir, "ca")
+	cert, key := ca.Issue("client", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
+	_, otherKey := ca.Issue("other", net.IPv4(127, 0, 0, 1), time.Now().Add(time.Hour))
 	https := []string{"https://127.0.0.1:2379"}
 	for _, c := range []struct {
 		cfg  etcd.Config
@@ -337,10 +261,10 @@ func TestConfigErrors(t *testing.T) {
 		{etcd.Config{Endpoints: []string{"http://:2379"}}, "host is missing"},
 		{etcd.Config{Endpoints: []string{"http://a:1/v3"}}, "nothing may follow the port"},
 		{etcd.Config{Endpoints: []string{"http://a:1", "https://b:1"}}, "cannot be mixed"},
-		{etcd.Config{Endpoints: []string{"http://a:1"}, CACertFile: ca.file()}, "write https://"},
+		{etcd.Config{Endpoints: []string{"http://a:1"}, CACertFile: ca.File()}, "write https://"},
 		{etcd.Config{Endpoints: https, CACertFile: dir + "/none"}, dir + "/none"},
 		{etcd.Config{Endpoints: https, CACertFile: key}, "no certificate in PEM form in " + key},
-		{etcd.Config{Endpoints: https, CACertFile: ca.file(), CACert: "x"}, "both a file and an inline"},
+		{etcd.Config{Endpoints: https, CACertFile: ca.File(), CACert: "x"}, "both a file and an inline"},
 		{etcd.Config{Endpoints: https, CertFile: cert}, "one is missing"},
 		{etcd.Config{Endpoints: https, CertFile: cert, KeyFile: otherKey}, "files " + cert + " and " + otherKey},
 		{etcd.Config{Endpoints: https, CertFile: cert, KeyFile: key, Cert: "x", Key: "y"}, "both files and inline"},
