@@ -118,20 +118,29 @@ func (n *NFT) put(k NFTKey, o NFTObject) {
 
 // Merge adds everything of other, which wins where both have an object.
 func (n *NFT) Merge(other NFT) {
-	for k, o := range other.Objects {
-		n.put(k, o)
-	}
+	n.Objects = merged(n.Objects, other.Objects)
 	n.members = merged(n.members, other.members)
 	n.elements = merged(n.elements, other.elements)
 	n.rules = merged(n.rules, other.rules)
 }
 
+// merged is both, b's where both have one. A large map is cheaper cloned than filled
+// anew.
 func merged[K comparable, V any](a, b map[K]V) map[K]V {
-	if a == nil {
-		a = make(map[K]V, len(b))
+	if len(a) >= len(b) {
+		if a == nil {
+			a = map[K]V{}
+		}
+		maps.Copy(a, b)
+		return a
 	}
-	maps.Copy(a, b)
-	return a
+	out := maps.Clone(b)
+	for k, v := range a {
+		if _, there := b[k]; !there {
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // Members is the content of a set of members, if n has it.

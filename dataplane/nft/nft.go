@@ -31,8 +31,10 @@ type Applier struct {
 	have    map[desired.NFTKey]desired.NFTObject // as of the last listing or writing
 	written map[string]content                   // of sets, as last written: what changes start from
 
+	using    [3]desired.NFT // what the change under way takes contents from
+
 	mu       sync.Mutex
-	contents [2]desired.NFT // the newest, and the one before, of which some may still be asked for
+	contents [3]desired.NFT // the newest, and those before, of which some may still be asked for
 }
 
 // content is what a set holds.
@@ -59,10 +61,10 @@ func (a *Applier) Close() error { return a.conn.close() }
 func (a *Applier) Provide(n desired.NFT) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.contents = [2]desired.NFT{n, a.contents[0]}
+	a.contents = [3]desired.NFT{n, a.contents[0], a.contents[1]}
 }
 
-func (a *Applier) provided() [2]desired.NFT {
+func (a *Applier) provided() [3]desired.NFT {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.contents
@@ -104,7 +106,12 @@ func (a *Applier) Delete(ctx context.Context, k desired.NFTKey) error {
 
 // Apply changes the table so that no packet meets half of it: see change. Where the kernel refuses, because what is there
 // is not what was listed, the whole table is made anew, as it was provided last: a part may refer to what is missing.
+//
+// What is provided while a change is under way does not take from it what it began with: three transactions take as long as
+// a calculation or two.
 func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) map[desired.NFTKey]error {
+	a.using = a.provided()
+	defer func() { a.using = [3]desired.NFT{} }()
 	err := a.change(puts, dels)
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		if again := a.rebuild(); again != nil {
@@ -134,7 +141,8 @@ func (a *Applier) rebuild() error {
 	have, written := a.have, a.written
 	a.have, a.written = map[desired.NFTKey]desired.NFTObject{}, map[string]content{}
 	var puts []Entry
-	for k, o := range a.provided()[0].Objects {
+	a.using = a.provided()
+	for k, o := range a.using[0].Objects {
 		puts = append(puts, Entry{Key: k, Value: o})
 	}
 	err := a.transact(b, puts, nil)

@@ -3,6 +3,7 @@ package nft_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/manekinet/maneki/dataplane/nft"
 	"github.com/manekinet/maneki/dataplane/nstest"
 	"github.com/manekinet/maneki/desired"
+	tables "github.com/manekinet/maneki/reconcile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -380,5 +382,46 @@ func TestWatch(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFastWishes: while a change is being written, new wishes come faster than
+// they can be met. None of them makes a change fail, and the last one stands.
+func TestFastWishes(t *testing.T) {
+	ns := nstest.New(t)
+	a := applier(t, ns)
+	table := tables.NewTable(a, tables.Options[desired.NFTKey]{Name: "nftables", Compare: desired.NFTKey.Compare})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- table.Run(ctx) }()
+	wish := func(i int) desired.NFT {
+		var n desired.NFT
+		for k := range 50 {
+			name := fmt.Sprintf("set%d", k)
+			n.AddSet(name, desired.AddrSetType(true), desired.NetMembers(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(k), byte(i >> 8), byte(i)}), 32)))
+			n.AddChain(fmt.Sprintf("chain%d-%d", k, i), desired.Hook{}, dropped(desired.SrcIn(name, true)))
+		}
+		return n
+	}
+	var last desired.NFT
+	for i := range 2000 {
+		last = wish(i)
+		a.Provide(last)
+		table.Set(last.Objects)
+		if i%16 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := table.Wait(wait, last.Objects); err != nil {
+		t.Fatal(err)
+	}
+	if s := table.Status(); s.Errors > 0 {
+		t.Errorf("%d errors, the last: %v", s.Errors, s.LastError)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }

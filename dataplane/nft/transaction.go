@@ -13,14 +13,14 @@ import (
 type transaction struct {
 	a        *Applier
 	b        *batch
-	provided [2]desired.NFT
+	provided [3]desired.NFT
 	sets     map[string]content // as they will be
 }
 
 // transaction orders the messages so that everything is there before it is referred to, and goes when nothing refers to
 // it any more: sets, chains, elements, rules, verdicts; then the deletions in the opposite order.
 func (a *Applier) transaction(b *batch, puts []Entry, dels []desired.NFTKey) (*transaction, error) {
-	t := &transaction{a: a, b: b, provided: a.provided(), sets: maps.Clone(a.written)}
+	t := &transaction{a: a, b: b, provided: a.using, sets: maps.Clone(a.written)}
 	b.table()
 	t.makeSets(puts)
 	if err := t.makeChains(puts); err != nil {
