@@ -50,6 +50,8 @@ type policies struct {
 type entry struct {
 	id       policy.ID
 	spec     *policySpec // nil: about to be forgotten
+	tie      string      // orders policies of one tier and order
+	ranked   bool        // is in the list of that name
 	slot     int
 	refs     int // local endpoints that it selects
 	compiled compiled
@@ -159,7 +161,7 @@ func (p *policies) resolve() {
 		case e == nil && spec == nil:
 			continue
 		case e == nil:
-			e = &entry{slot: p.slots.take()}
+			e = &entry{slot: p.slots.take(), tie: id.Name + "/" + id.Namespace + "/" + id.Kind}
 			p.entries[id] = e
 		}
 		ranks = ranks || !spec.stands(e.spec)
@@ -428,21 +430,28 @@ func (p *policies) tierRank(name string) tierRank {
 }
 
 // rank puts all policies into the order in which they apply: by their tiers'
-// order and names, then within the tier.
+// order and names, then by their own order, name, namespace and kind
+// (spec/calico.md §5.1). It begins with the order that there is, which is right
+// but for what has changed.
 func (p *policies) rank() {
+	p.ranked = slices.DeleteFunc(p.ranked, func(e *entry) bool { return p.entries[e.id] != e })
 	ranks := map[string]tierRank{}
-	p.ranked = p.ranked[:0]
 	for _, e := range p.entries {
 		if _, known := ranks[e.spec.tier]; !known {
 			ranks[e.spec.tier] = p.tierRank(e.spec.tier)
 		}
 		e.tier = ranks[e.spec.tier]
-		p.ranked = append(p.ranked, e)
+		if !e.ranked {
+			e.ranked = true
+			p.ranked = append(p.ranked, e)
+		}
 	}
-	slices.SortFunc(p.ranked, func(a, b *entry) int {
-		return cmp.Or(cmp.Compare(a.tier.order, b.tier.order), strings.Compare(a.spec.tier, b.spec.tier), a.spec.compare(b.spec))
-	})
+	slices.SortFunc(p.ranked, (*entry).compare)
 	for _, l := range p.locals {
 		l.dirty = true
 	}
+}
+
+func (e *entry) compare(o *entry) int {
+	return cmp.Or(cmp.Compare(e.tier.order, o.tier.order), strings.Compare(e.spec.tier, o.spec.tier), cmp.Compare(e.spec.order, o.spec.order), strings.Compare(e.tie, o.tie))
 }

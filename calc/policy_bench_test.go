@@ -76,6 +76,26 @@ func BenchmarkPolicyChange(b *testing.B) {
 	}
 }
 
+// One policy comes and goes among 1000 that all apply to all 100 endpoints.
+func BenchmarkPolicyOneMore(b *testing.B) {
+	core, batch := loaded(0, 0)
+	more := func(i int) datastore.Event {
+		return put(datastore.Key{Kind: "GlobalNetworkPolicy", Name: fmt.Sprintf("p%04d", i)}, fmt.Appendf(nil,
+			`{"spec":{"selector":"has(app)","types":["Ingress"],"ingress":[{"action":"Allow","protocol":"TCP","source":{"selector":"app == 'app-%d'"},"destination":{"ports":[%d]}}]}}`, i%100, i))
+	}
+	for i := range 1000 {
+		batch.Events = append(batch.Events, more(2*i))
+	}
+	core.Apply(batch)
+	events := []datastore.Event{more(999), more(999)}
+	events[1].Type = datastore.EventDelete
+	for i := 0; b.Loop(); i++ {
+		if s := core.Apply(calc.Batch{Events: events[i%2 : i%2+1]}); len(s.Policy.Policies) != 1002-i%2 {
+			b.Fatalf("%d policies, problems %q", len(s.Policy.Policies), s.Problems)
+		}
+	}
+}
+
 // A round in which nothing of policy changes, as at every attachment.
 func BenchmarkPolicyIdle(b *testing.B) {
 	core, batch := loaded(1000, 50_000)

@@ -47,13 +47,6 @@ func (s *policySpec) stands(o *policySpec) bool {
 		s.untracked == o.untracked && s.preDNAT == o.preDNAT && s.onForward == o.onForward
 }
 
-// compare is the order within a tier: by order, then by name, namespace and kind
-// (spec/calico.md §5.1).
-func (s *policySpec) compare(o *policySpec) int {
-	tie := func(id policy.ID) string { return id.Name + "/" + id.Namespace + "/" + id.Kind }
-	return cmp.Or(cmp.Compare(s.order, o.order), strings.Compare(tie(s.id), tie(o.id)))
-}
-
 // fields are what the kinds of policy have in common, decoded.
 type fields struct {
 	Tier                   string           `json:"tier"`
