@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"runtime"
 	"time"
@@ -26,7 +25,7 @@ func change(n int) error {
 		return err
 	}
 	defer a.Close()
-	probe, err := newProbe(t)
+	probe, err := newProbe(t.client, t.server, netip.AddrFrom4([4]byte{10, 0, 0, 1}), netip.AddrFrom4([4]byte{10, 0, 0, 2}))
 	if err != nil {
 		return err
 	}
@@ -45,61 +44,9 @@ func change(n int) error {
 	return move(t, n)
 }
 
-// probe asks whether UDP from the client reaches the server now.
-type probe struct {
-	send *net.UDPConn
-	recv *net.UDPConn
-	buf  []byte
-}
-
-func newProbe(t topology) (*probe, error) {
-	p := &probe{buf: make([]byte, 64)}
-	err := t.server.do(func() (err error) {
-		p.recv, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 9000})
-		return err
-	})
-	return p, firstOf(err, t.client.do(func() (err error) {
-		p.send, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 9001})
-		return err
-	}))
-}
-
-func firstOf(list ...error) error {
-	for _, err := range list {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *probe) close() {
-	_ = p.send.Close()
-	_ = p.recv.Close()
-}
-
-// passes sends one packet and waits for it a little.
-func (p *probe) passes() bool {
-	_ = p.recv.SetReadDeadline(time.Now().Add(300 * time.Microsecond))
-	if _, err := p.send.WriteTo([]byte("?"), &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 9000}); err != nil {
-		return false
-	}
-	_, _, err := p.recv.ReadFrom(p.buf)
-	return err == nil
-}
-
-func (p *probe) until(want bool) error {
-	for end := time.Now().Add(5 * time.Second); p.passes() != want; {
-		if time.Now().After(end) {
-			return fmt.Errorf("the verdict did not become %v", want)
-		}
-	}
-	return nil
-}
-
-// withOne is a state with policies that do not match the probe, and if on, one
-// more that allows it. Policies of earlier states are the same objects, as the
-// calculation shares them.
+// states make states with policies that do not match the probe, and one more that
+// does. Policies of earlier states are the same objects, as the calculation shares
+// them.
 type states struct {
 	others []*policy.Policy
 	sets   map[policy.SetID]*policy.Set

@@ -4,6 +4,7 @@
 //
 //	policy cost [-rounds 3] [-seconds 1]   round trips, new connections, throughput
 //	policy change [-n 200]                 from the calculation's input to the first packet that meets the new verdict
+//	policy agent -pid N -etcd URL [-n 200] a whole agent, from the write to the first packet that is judged anew; in a host of the lab
 package main
 
 import (
@@ -16,13 +17,16 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "policy: cost or change")
+		fmt.Fprintln(os.Stderr, "policy: cost, change or agent")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet("policy", flag.ExitOnError)
 	rounds := flags.Int("rounds", 3, "interleaved rounds; the median is shown")
 	seconds := flags.Duration("time", time.Second, "of one measurement")
 	n := flags.Int("n", 200, "changes")
+	pid := flags.Int("pid", 0, "the agent of this host, a client of a datastore elsewhere")
+	etcd := flags.String("etcd", "http://127.0.0.1:2379", "datastore")
+	shim := flags.String("shim", "/opt/cni/bin/maneki-cni", "Maneki's CNI executable")
 	_ = flags.Parse(os.Args[2:])
 	var err error
 	switch os.Args[1] {
@@ -30,8 +34,10 @@ func main() {
 		err = cost(*rounds, *seconds)
 	case "change":
 		err = change(*n)
+	case "agent":
+		err = withAgent(*pid, *etcd, *shim, *n)
 	default:
-		err = fmt.Errorf("%q: must be cost or change", os.Args[1])
+		err = fmt.Errorf("%q: must be cost, change or agent", os.Args[1])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "policy:", err)
