@@ -31,7 +31,7 @@ type Applier struct {
 	have    map[desired.NFTKey]desired.NFTObject // as of the last listing or writing
 	written map[string]content                   // of sets, as last written: what changes start from
 
-	using    [3]desired.NFT // what the change under way takes contents from
+	using [3]desired.NFT // what the change under way takes contents from
 
 	mu       sync.Mutex
 	contents [3]desired.NFT // the newest, and those before, of which some may still be asked for
