@@ -178,8 +178,8 @@ func TestBFDWithBIRD(t *testing.T) {
 			}, n)
 			took := failover(t, n, h, "10.244.7.0/26", h.them, backup)
 			t.Logf("BIRD, %s: the route moved after %s", c.name, took.Round(time.Millisecond))
-			if took > 500*time.Millisecond {
-				t.Errorf("the route moved after %s, want less than 500ms", took)
+			if took > 3*time.Second {
+				t.Errorf("the route moved after %s, want less than half of the hold time", took)
 			}
 			if r := n.peer(h.them).LastError; r != "BFD: nothing was heard within the detection time" {
 				t.Errorf("reason %q", r)
@@ -235,8 +235,8 @@ func TestBFDWithFRR(t *testing.T) {
 	}
 	took := failover(t, n, h, "10.245.7.0/26", h.them, backup)
 	t.Logf("FRR: the route moved after %s", took.Round(time.Millisecond))
-	if took > 500*time.Millisecond {
-		t.Errorf("the route moved after %s, want less than 500ms", took)
+	if took > 3*time.Second {
+		t.Errorf("the route moved after %s, want less than half of the hold time", took)
 	}
 	eventually(t, "session and BFD back", func() bool { return established(n, h.them)() && bfdUp(n, h.them)() }, n)
 

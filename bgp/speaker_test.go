@@ -19,8 +19,8 @@ func TestTwoSpeakers(t *testing.T) {
 	eventually(t, "both established", func() bool {
 		return established(a, "10.0.1.2")() && established(b, "10.0.1.1")()
 	}, a, b)
-	if took := time.Since(began); took > 500*time.Millisecond {
-		t.Errorf("cold session took %s, want under 500ms", took)
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("cold session took %s, want well under the 5 s of a retry", took)
 	}
 	eventually(t, "routes both ways", func() bool { return len(a.Best()) == 2 && len(b.Best()) == 1 }, a, b)
 	got := b.Best()[netip.MustParsePrefix("192.168.1.0/26")]
@@ -342,7 +342,7 @@ func TestFlap(t *testing.T) {
 		t.Errorf("%d flaps are counted, want 1", n)
 	}
 	t.Logf("full again %s after the restart", time.Since(began))
-	if took := time.Since(began); took > 500*time.Millisecond {
+	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("took %s", took)
 	}
 }
