@@ -15,6 +15,7 @@ import (
 	"github.com/manekinet/maneki/autodetect"
 	"github.com/manekinet/maneki/bgp"
 	"github.com/manekinet/maneki/calc"
+	"github.com/manekinet/maneki/dataplane/nft"
 	"github.com/manekinet/maneki/datastore"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
@@ -56,11 +57,16 @@ type pipeline struct {
 	waiters      []chan struct{} // closed when the next round has been published
 }
 
+// refusedInterval is how often what the kernel has refused is tried again although it has not changed.
+const refusedInterval = 5 * time.Minute
+
 func newPipeline(core *calc.Core, t *tables, s *bgp.Speaker, o Options) *pipeline {
-	return &pipeline{
+	p := &pipeline{
 		core: core, tables: t, speaker: s, opts: o, secrets: secretsDir,
 		autoHostKick: make(chan struct{}, 1), wake: make(chan struct{}, 1), addressKick: make(chan struct{}, 1), tunnelKick: make(chan struct{}, 1), policyKick: make(chan struct{}, 1), synced: make(chan struct{}),
 	}
+	t.filter.OnRefusal(p.refused)
+	return p
 }
 
 func kick(c chan struct{}) {
@@ -68,6 +74,16 @@ func kick(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// refused takes what the kernel would not have of the packet filter. It is called by the table that writes it.
+func (p *pipeline) refused(list []nft.Refusal) {
+	p.mu.Lock()
+	for _, r := range list {
+		p.pending.Refused = append(p.pending.Refused, calc.Refusal{Key: r.Key, Why: r.Err.Error()})
+	}
+	p.mu.Unlock()
+	kick(p.wake)
 }
 
 // deliver takes what Follow says.
@@ -112,6 +128,8 @@ func (p *pipeline) run(ctx context.Context) error {
 	p.tables.routes.HoldDeletes(func(_ desired.RouteKey, r desired.Route) bool { return r.Proto == desired.ProtoBGP })
 	secrets := time.NewTicker(secretsInterval)
 	defer secrets.Stop()
+	again := time.NewTicker(refusedInterval)
+	defer again.Stop()
 	converge := time.NewTicker(200 * time.Millisecond)
 	defer converge.Stop()
 	settle := time.NewTicker(settleTime)
@@ -130,6 +148,11 @@ func (p *pipeline) run(ctx context.Context) error {
 		case <-p.speaker.Changed():
 			p.mu.Lock()
 			p.pending.Learnt = nonNil(p.speaker.Best())
+			p.mu.Unlock()
+			p.round(ctx)
+		case <-again.C:
+			p.mu.Lock()
+			p.pending.TryAgain = true
 			p.mu.Unlock()
 			p.round(ctx)
 		case <-secrets.C:

@@ -49,6 +49,10 @@ type Batch struct {
 	Paths map[desired.PathKey]desired.PathFact
 	// Settled says that the other hosts have had the time to follow the changes of pools before this batch.
 	Settled bool
+	// Refused is what the kernel would not take of the last state's packet filter. With TryAgain whatever it has refused
+	// before is wanted again.
+	Refused  []Refusal
+	TryAgain bool
 }
 
 // LocalChange is a workload endpoint of this host that the agent itself has
@@ -192,6 +196,8 @@ func (c *Core) Apply(b Batch) State {
 	if b.Learnt != nil {
 		c.learnt = b.Learnt
 	}
+	c.refuse(b.Refused)
+	c.policies.tryAgain = b.TryAgain
 	return c.compute()
 }
 

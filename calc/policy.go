@@ -41,6 +41,9 @@ type policies struct {
 	locals   map[desired.EndpointKey]*local
 	named    map[string]*named    // profiles that local endpoints name
 	pending  map[policy.ID]*entry // to be compiled or forgotten
+	refused  map[policy.ID]*refusal
+	refusing map[policy.ID]string // refused since the last state, and why
+	tryAgain bool                 // what was refused before
 	absent   bool                 // a local endpoint has gone since the last state
 	state    *policy.State
 	problems []string
@@ -69,7 +72,7 @@ func newPolicies(node string) *policies {
 		node: node, index: index.New[datastore.Key](),
 		specs: map[datastore.Key]*policySpec{}, tiers: map[string]*api.Tier{}, profiles: map[string]*api.Profile{}, hosts: map[string]*api.HostEndpoint{},
 		touched: map[policy.ID]struct{}{}, touchedProfiles: map[string]struct{}{},
-		notes: map[datastore.Key]string{}, entries: map[policy.ID]*entry{}, pending: map[policy.ID]*entry{}, locals: map[desired.EndpointKey]*local{}, named: map[string]*named{},
+		notes: map[datastore.Key]string{}, entries: map[policy.ID]*entry{}, pending: map[policy.ID]*entry{}, refused: map[policy.ID]*refusal{}, refusing: map[policy.ID]string{}, locals: map[desired.EndpointKey]*local{}, named: map[string]*named{},
 		state: &policy.State{},
 	}
 }
@@ -103,7 +106,7 @@ func (p *policies) compute(ends []end, opts policy.Options, probs *problems) *po
 		p.rank()
 	}
 	next := &policy.State{
-		Endpoints: shared(p.state.Endpoints, p.endpointMap()), Policies: shared(p.state.Policies, p.policyMap(stale)),
+		Endpoints: shared(p.state.Endpoints, p.endpointMap()), Policies: shared(p.state.Policies, p.withRefused(p.policyMap(stale))),
 		Sets: shared(p.state.Sets, p.setMap(stale)), Options: p.options(opts),
 	}
 	if p.touchedTiers || len(p.touched)+len(p.touchedProfiles)+len(stale.policies) > 0 {
@@ -118,6 +121,7 @@ func (p *policies) compute(ends []end, opts policy.Options, probs *problems) *po
 	for _, text := range p.notes {
 		probs.add("%s", text)
 	}
+	p.reportRefused(probs)
 	if same(p.state, next) {
 		return p.state
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/manekinet/maneki/autodetect"
 	"github.com/manekinet/maneki/calc"
 	"github.com/manekinet/maneki/datastore"
+	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
 )
 
@@ -177,4 +178,36 @@ func checkReferences(t *rapid.T, s *policy.State) {
 			t.Fatalf("set %s is there and no rule names it", id)
 		}
 	}
+}
+
+// TestRefusedPolicies: a policy that the kernel refuses denies until it changes, or until it is tried again; the others
+// stay as they are.
+func TestRefusedPolicies(t *testing.T) {
+	core, batch := loaded(3, 0)
+	core.Apply(batch)
+	id := policy.ID{Kind: "NetworkPolicy", Namespace: "default", Name: "p1"}
+	refusal := calc.Batch{Refused: []calc.Refusal{{Key: desired.NFTKey{Kind: desired.NFTChain, Name: "pi-np/default/p1"}, Why: "no such luck"}}}
+	is := func(s calc.State, broken bool) {
+		t.Helper()
+		if got := s.Policy.Policies[id].Broken != ""; got != broken {
+			t.Fatalf("broken %v, expected %v", got, broken)
+		}
+		told := slices.ContainsFunc(s.Problems, func(text string) bool {
+			return strings.Contains(text, "default/p1") && strings.Contains(text, "no such luck")
+		})
+		if told != broken {
+			t.Fatalf("problems %q", s.Problems)
+		}
+		for other, p := range s.Policy.Policies {
+			if other != id && p.Broken != "" {
+				t.Errorf("%s is broken: %s", other, p.Broken)
+			}
+		}
+	}
+	is(core.Apply(refusal), true)
+	is(core.Apply(calc.Batch{Events: []datastore.Event{policyOf(2, 81)}}), true)
+	is(core.Apply(calc.Batch{Events: []datastore.Event{policyOf(1, 81)}}), false)
+	is(core.Apply(refusal), true)
+	is(core.Apply(calc.Batch{TryAgain: true}), false)
+	is(core.Apply(calc.Batch{Refused: []calc.Refusal{{Key: desired.NFTKey{Kind: desired.NFTSet, Name: "of nobody"}, Why: "no such luck"}}}), false)
 }

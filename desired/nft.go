@@ -177,8 +177,8 @@ func (n *NFT) DropUnused() {
 			}
 			visit(NFTKey{NFTChain, r.Chain})
 		}
-		if e := n.elements[o.Elements]; k.Kind == NFTSet && !o.Type.OfMembers() && e != nil {
-			for _, el := range e.list {
+		if k.Kind == NFTSet && !o.Type.OfMembers() {
+			for el := range n.elements[o.Elements].All() {
 				visit(NFTKey{NFTChain, el.Verdict.Chain})
 			}
 		}
@@ -225,8 +225,8 @@ func (n NFT) printSet(b *strings.Builder, name string, o NFTObject) {
 		for _, m := range slices.SortedFunc(n.members[o.Elements].All(), Member.Compare) {
 			lines = append(lines, m.String())
 		}
-	} else if e := n.elements[o.Elements]; e != nil {
-		for _, el := range e.list {
+	} else {
+		for _, el := range n.elements[o.Elements].List() {
 			lines = append(lines, o.Type.Text(el))
 		}
 	}

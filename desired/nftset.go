@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -134,6 +135,11 @@ func AddrPart(p netip.Prefix) Part {
 	return Part{string(p.Masked().Addr().AsSlice()), string(netipx.PrefixLastIP(p).AsSlice())}
 }
 
+// AddrRangePart is the addresses from one to another, both included.
+func AddrRangePart(from, to netip.Addr) Part {
+	return Part{string(from.AsSlice()), string(to.AsSlice())}
+}
+
 // ProtoPart is a protocol.
 func ProtoPart(n uint8) Part { return Part{string([]byte{n}), string([]byte{n})} }
 
@@ -257,71 +263,78 @@ func (t KeyType) text(from, to string) string {
 	return one(from) + "-" + one(to)
 }
 
-// Elements is the immutable content of a set or map of any type. nil is the empty one.
-type Elements struct {
-	digest Digest
-	list   []Element // sorted
+// Compare orders elements by key, end and verdict.
+func (e Element) Compare(o Element) int {
+	return cmp.Or(strings.Compare(e.Key, o.Key), strings.Compare(e.End, o.End), strings.Compare(string(e.Verdict.Do), string(o.Verdict.Do)), strings.Compare(e.Verdict.Chain, o.Verdict.Chain))
+}
+
+func (e Element) encode(b []byte) []byte {
+	for _, s := range []string{e.Key, e.End, string(e.Verdict.Do), e.Verdict.Chain} {
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	return b
+}
+
+// Elements is the content of a set or map of any type, like Members that of a set of addresses. No two elements have one
+// key. nil is the empty one.
+type Elements struct{ c *content[Element] }
+
+func elementsOf(c *content[Element]) *Elements {
+	if c == nil {
+		return nil
+	}
+	return &Elements{c}
+}
+
+func (e *Elements) content() *content[Element] {
+	if e == nil {
+		return nil
+	}
+	return e.c
 }
 
 // NewElements is the content with these elements. Of several with one key the first counts.
 func NewElements(list ...Element) *Elements {
-	e := &Elements{list: slices.Clone(list)}
-	slices.SortStableFunc(e.list, func(a, b Element) int { return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.End, b.End)) })
-	e.list = slices.CompactFunc(e.list, func(a, b Element) bool { return a.Key == b.Key && a.End == b.End })
-	e.digest = ElementsDigest(e.list)
-	return e
+	seen := make(map[[2]string]struct{}, len(list))
+	once := make([]Element, 0, len(list))
+	for _, e := range list {
+		key := [2]string{e.Key, e.End}
+		if _, there := seen[key]; !there {
+			seen[key] = struct{}{}
+			once = append(once, e)
+		}
+	}
+	return elementsOf(newContent(once))
+}
+
+// Change is the content with elements added and taken out, like Members.Change. Whoever gives a key another verdict takes
+// out the element with the old one.
+func (e *Elements) Change(add, del []Element) *Elements {
+	next := e.content().change(add, del)
+	if next == e.content() {
+		return e
+	}
+	return elementsOf(next)
 }
 
 // Digest identifies the content.
-func (e *Elements) Digest() Digest {
-	if e == nil {
-		return Digest{}
-	}
-	return e.digest
-}
+func (e *Elements) Digest() Digest { return e.content().id() }
 
-// List is the elements by key. The list is not to be changed.
-func (e *Elements) List() []Element {
-	if e == nil {
-		return nil
-	}
-	return e.list
-}
+// Len is the number of elements.
+func (e *Elements) Len() int { return e.Digest().Size }
 
-// Since says what has to be added to old, and taken out of it, to make e.
-func (e *Elements) Since(old *Elements) (add, del []Element) {
-	was := make(map[Element]bool, len(old.List()))
-	for _, x := range old.List() {
-		was[x] = true
-	}
-	for _, x := range e.List() {
-		if was[x] {
-			delete(was, x)
-			continue
-		}
-		add = append(add, x)
-	}
-	for _, x := range old.List() {
-		if was[x] {
-			del = append(del, x)
-		}
-	}
-	return add, del
-}
+// All lists the elements in no order.
+func (e *Elements) All() iter.Seq[Element] { return e.content().all() }
+
+// List is the elements by key.
+func (e *Elements) List() []Element { return sorted(slices.Collect(e.All())) }
+
+// Since says what has to be added to old, and taken out of it, to make e. See Members.Since.
+func (e *Elements) Since(old *Elements) (add, del []Element) { return e.content().since(old.content()) }
 
 // ElementsDigest is the digest of a list without repetitions.
-func ElementsDigest(list []Element) Digest {
-	var d Digest
-	for _, e := range list {
-		b := make([]byte, 0, 128)
-		for _, s := range []string{e.Key, e.End, string(e.Verdict.Do), e.Verdict.Chain} {
-			b = binary.AppendUvarint(b, uint64(len(s)))
-			b = append(b, s...)
-		}
-		d.count(b, 1)
-	}
-	return d
-}
+func ElementsDigest(list []Element) Digest { return digestOf(list) }
 
 // UnionOf is the addresses of the prefixes as the fewest prefixes: overlapping and adjacent ones are merged. Invalid
 // ones do not count.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +35,10 @@ func subjects() []subject {
 	for _, n := range []int{100, 100_000} {
 		out = append(out, subject{fmt.Sprintf("maneki, selector of %d", n), func(_ topology, a *nft.Applier) error { return install(a, setState(n)) }})
 	}
-	out = append(out, subject{"maneki, 1000 policies", func(_ topology, a *nft.Applier) error { return install(a, manyState(1000)) }})
+	for _, n := range []int{10, 1000, 10_000} {
+		out = append(out, subject{fmt.Sprintf("maneki, %d policies, a selector each", n), func(_ topology, a *nft.Applier) error { return install(a, manyState(n)) }})
+	}
+	out = append(out, subject{"maneki, 1000 policies, a port each", func(_ topology, a *nft.Applier) error { return install(a, portsState(1000)) }})
 	for _, n := range []int{10, 1000, 10_000} {
 		out = append(out, subject{fmt.Sprintf("nft linear, %d rules", n), func(t topology, _ *nft.Applier) error { return t.host.input(linear(n, false), "nft", "-f", "-") }})
 	}
@@ -157,6 +162,23 @@ func manyState(n int) *policy.State {
 	return s
 }
 
+// portsState is n policies on the server that name the same 10 000 peers, each
+// with a port of its own; the last matches.
+func portsState(n int) *policy.State {
+	s := setState(10_000)
+	members := s.Sets["s:bench"]
+	var list []*policy.Policy
+	for i := range n {
+		r := anything(policy.Allow)
+		r.Src.Set, r.Protocol, r.Dst.AnyPort = "s:bench", policy.ProtoTCP, false
+		r.Dst.Ports = []policy.PortRange{{From: uint16(port - n + 1 + i), To: uint16(port - n + 1 + i)}}
+		list = append(list, &policy.Policy{ID: gnp(fmt.Sprintf("p%04d", i)), Ingress: []policy.Rule{r}})
+	}
+	s = workloads(list...)
+	s.Sets["s:bench"] = members
+	return s
+}
+
 // install replaces the table by what a state renders to.
 func install(a *nft.Applier, s *policy.State) error {
 	return put(a, render.New(render.Options{ReportGroup: policy.ReportGroup}).Render(s).NFT)
@@ -192,7 +214,7 @@ func clear(t topology, a *nft.Applier) error {
 
 type result struct{ rr, crr, gbit []float64 }
 
-func cost(rounds int, d time.Duration) error {
+func cost(rounds int, d time.Duration, only *regexp.Regexp) error {
 	t, err := newTopology()
 	if err != nil {
 		return err
@@ -208,6 +230,7 @@ func cost(rounds int, d time.Duration) error {
 	}
 	defer stop()
 	list, results := subjects(), map[string]*result{}
+	list = slices.DeleteFunc(list, func(s subject) bool { return !only.MatchString(s.name) })
 	for range rounds {
 		for _, s := range list {
 			if err := clear(t, a); err != nil {

@@ -2,7 +2,7 @@
 // policy takes, in network namespaces of its own, with the kernel's peers in the
 // same run: linear lists of rules in nftables and in iptables-legacy.
 //
-//	policy cost [-rounds 3] [-seconds 1]   round trips, new connections, throughput
+//	policy cost [-rounds 3] [-time 1s] [-only regexp]   round trips, new connections, throughput
 //	policy change [-n 200]                 from the calculation's input to the first packet that meets the new verdict
 //	policy agent -pid N -etcd URL [-n 200] a whole agent, from the write to the first packet that is judged anew; in a host of the lab
 package main
@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 )
@@ -27,11 +28,16 @@ func main() {
 	pid := flags.Int("pid", 0, "the agent of this host, a client of a datastore elsewhere")
 	etcd := flags.String("etcd", "http://127.0.0.1:2379", "datastore")
 	shim := flags.String("shim", "/opt/cni/bin/maneki-cni", "Maneki's CNI executable")
+	only := flags.String("only", "", "a regular expression: the filters to be measured")
 	_ = flags.Parse(os.Args[2:])
-	var err error
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "policy: -only:", err)
+		os.Exit(2)
+	}
 	switch os.Args[1] {
 	case "cost":
-		err = cost(*rounds, *seconds)
+		err = cost(*rounds, *seconds, chosen)
 	case "change":
 		err = change(*n)
 	case "agent":

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -31,7 +32,8 @@ type Applier struct {
 	have    map[desired.NFTKey]desired.NFTObject // as of the last listing or writing
 	written map[string]content                   // of sets, as last written: what changes start from
 
-	using [3]desired.NFT // what the change under way takes contents from
+	using     [3]desired.NFT  // what the change under way takes contents from
+	onRefusal func([]Refusal) // may be nil
 
 	mu       sync.Mutex
 	contents [3]desired.NFT // the newest, and those before, of which some may still be asked for
@@ -56,6 +58,39 @@ func New() (*Applier, error) {
 
 // Close releases the socket. The table stays.
 func (a *Applier) Close() error { return a.conn.close() }
+
+// Refusal is an object that the kernel would not take, or that cannot be put into words for it.
+type Refusal struct {
+	Key desired.NFTKey
+	Err error
+}
+
+// OnRefusal sets who hears, from within Apply, which objects keep a change from being made: with one of them in it the
+// kernel makes none of it. It comes before the Table runs.
+func (a *Applier) OnRefusal(fn func([]Refusal)) { a.onRefusal = fn }
+
+// refused tells which objects a whole new table was refused for.
+func (a *Applier) refused(err error) {
+	r := (*refusal)(nil)
+	if a.onRefusal == nil || !errors.As(err, &r) {
+		return
+	}
+	list := append([]*refusal{r}, r.others...)
+	// What refers to an object that was refused is refused for that.
+	root := func(r *refusal) bool { return !errors.Is(r.err, errGone) }
+	if slices.ContainsFunc(list, root) {
+		list = slices.DeleteFunc(list, func(r *refusal) bool { return !root(r) })
+	}
+	var out []Refusal
+	for _, r := range list {
+		if r.about.Name != "" && !slices.ContainsFunc(out, func(o Refusal) bool { return o.Key == r.about }) {
+			out = append(out, Refusal{Key: r.about, Err: r.err})
+		}
+	}
+	if len(out) > 0 {
+		a.onRefusal(out)
+	}
+}
 
 // Provide hands over the contents of the objects that are wanted from now on. It comes before the Set of the Table.
 func (a *Applier) Provide(n desired.NFT) {
@@ -115,7 +150,8 @@ func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) 
 	err := a.change(puts, dels)
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		if again := a.rebuild(); again != nil {
-			err = errors.Join(err, again)
+			a.refused(again)
+			err = again
 		} else {
 			err = nil
 		}

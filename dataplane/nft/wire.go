@@ -300,10 +300,14 @@ func (b *batch) finish() {
 	binary.NativeEndian.PutUint32(b.buf[b.start:], uint32(len(b.buf)-b.start))
 }
 
+// maxRefusals bounds how many errors of one batch are remembered.
+const maxRefusals = 1000
+
 // refusal is the kernel's error about one message of a batch, which then changed nothing at all.
 type refusal struct {
-	about desired.NFTKey // zero: the batch as a whole
-	err   error
+	about  desired.NFTKey // zero: the batch as a whole
+	err    error
+	others []*refusal // of the same batch
 }
 
 func (r *refusal) Error() string {
@@ -332,25 +336,35 @@ func (s *socket) commit(b *batch) error {
 	if err := unix.Sendto(s.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return &refusal{err: fmt.Errorf("send %d bytes: %w", len(b.buf), err)}
 	}
-	var first error
+	var first *refusal
+	result := func() error {
+		if first == nil {
+			return nil
+		}
+		return first
+	}
 	for {
 		msgs, err := s.receive(b.first)
 		if err != nil {
-			return errors.Join(first, &refusal{err: err})
+			return errors.Join(result(), &refusal{err: err})
 		}
 		for _, m := range msgs {
 			if m.typ != unix.NLMSG_ERROR {
 				continue
 			}
-			if err := m.errno(); err != nil && first == nil {
+			if err := m.errno(); err != nil {
 				r := &refusal{err: err}
 				if i := int(m.seq - b.first - 1); i >= 0 && i < len(b.about) {
 					r.about = b.about[i]
 				}
-				first = r
+				if first == nil {
+					first = r
+				} else if len(first.others) < maxRefusals {
+					first.others = append(first.others, r)
+				}
 			}
 			if m.seq == last || m.seq == b.first {
-				return first // the answer about the beginning is about the batch as a whole
+				return result() // the answer about the beginning is about the batch as a whole
 			}
 		}
 	}

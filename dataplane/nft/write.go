@@ -102,11 +102,11 @@ func (b *batch) flushChain(k desired.NFTKey) {
 func (b *batch) newRule(k desired.NFTKey, r desired.Rule) error {
 	compiled, err := expressions(r)
 	if err != nil {
-		return fmt.Errorf("%s: %w", k, err)
+		return &refusal{about: k, err: err}
 	}
 	exprs, err := marshal(compiled)
 	if err != nil {
-		return fmt.Errorf("%s: rule %q: %w", k, r, err)
+		return &refusal{about: k, err: fmt.Errorf("rule %q: %w", r, err)}
 	}
 	b.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, k)
 	b.buf = appendText(b.buf, unix.NFTA_RULE_TABLE, desired.NFTTable)

@@ -1,6 +1,8 @@
 package render
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -231,12 +233,70 @@ func (b *builder) inlineOrJump(p *piece) []desired.Rule {
 // tierKey tells tiers of one rendering apart without looking at their policies:
 // endpoints that the same policies select share the list.
 type tierKey struct {
-	first   *policy.ID
+	first   *policy.ID // of a short list
 	n       int
+	digest  string // of a long one
 	name    string
 	endDeny bool
 	d       policy.Direction
 	place   policy.Place
+}
+
+// keyOf is a tier's key. Lists that are long are compared by what they are: two would be two indexes.
+func (b *builder) keyOf(t policy.Tier, d policy.Direction, place policy.Place) tierKey {
+	out := tierKey{name: t.Name, endDeny: t.EndDeny, d: d, place: place}
+	list := listKey{&t.Policies[0], len(t.Policies)}
+	if list.n < b.r.opts.IndexFrom {
+		out.first, out.n = list.first, list.n
+		return out
+	}
+	digest, known := b.lists[list]
+	if !known {
+		if digest, known = b.r.lists[list]; !known {
+			digest = listDigest(t.Policies)
+		}
+		b.lists[list] = digest
+	}
+	out.digest = digest
+	return out
+}
+
+// listKey is a list of policies that is not changed as long as somebody holds it.
+type listKey struct {
+	first *policy.ID
+	n     int
+}
+
+func listDigest(list []policy.ID) string {
+	h := sha256.New()
+	for _, id := range list {
+		fmt.Fprintf(h, "%q", []string{id.Kind, id.Namespace, id.Name})
+	}
+	return string(h.Sum(nil))
+}
+
+// own names the tiers by one of the endpoints that ask them, so that an index keeps its name when a policy comes or
+// goes. It is the endpoint with the least hash: another one that comes or goes seldom changes that.
+func (b *builder) own() {
+	for key, ep := range b.s.Endpoints {
+		name := ""
+		for _, place := range []policy.Place{policy.PlaceUntracked, policy.PlacePreDNAT, policy.PlaceForward, policy.PlaceNormal} {
+			for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
+				for _, t := range ep.At(place).In(d) {
+					if len(t.Policies) == 0 {
+						continue
+					}
+					if name == "" {
+						name = hash(key.String())
+					}
+					at, mine := b.keyOf(t, d, place), fmt.Sprintf("%s %s %d %s", name, d, place, t.Name)
+					if old, there := b.owners[at]; !there || mine < old {
+						b.owners[at] = mine
+					}
+				}
+			}
+		}
+	}
 }
 
 // tier makes a tier's chain and names it; "" where it has nothing to say.
@@ -244,25 +304,31 @@ func (b *builder) tier(t policy.Tier, d policy.Direction, place policy.Place) st
 	if len(t.Policies) == 0 {
 		return ""
 	}
-	key := tierKey{first: &t.Policies[0], n: len(t.Policies), name: t.Name, endDeny: t.EndDeny, d: d, place: place}
+	key := b.keyOf(t, d, place)
 	if name, done := b.tiers[key]; done {
 		return name
 	}
-	c := tierChain{b: b}
+	var list []*piece
 	for _, id := range t.Policies {
 		p := b.s.Policies[id]
 		if p == nil || p.Staged {
 			continue
 		}
-		c.add(b.policy(p, d, variantOf(place)))
+		switch done := b.policy(p, d, variantOf(place)); {
+		case len(done.rules) == 0:
+		case done.inline:
+			list = append(list, done.groups...)
+		default:
+			list = append(list, done)
+		}
 	}
-	c.closeSegment()
+	var end *ending
 	if t.EndDeny {
 		r := b.denyRule(policy.Label{Place: place, Verdict: policy.Verdict{Direction: d, Tier: t.Name, Rule: -1, Reason: policy.ByTierEnd}})
-		c.put(r, r.ID(), RuleRef{Rule: -1})
+		end = &ending{r, r.ID()}
 	}
 	name := ""
-	if len(c.rules) > 0 {
+	if c := b.indexed(b.owners[key], d, list, end); len(c.rules) > 0 {
 		name = b.content("tier-", c.rules, c.ids, c.refs)
 	}
 	b.tiers[key] = name
@@ -274,11 +340,9 @@ func (b *builder) tier(t policy.Tier, d policy.Direction, place policy.Place) st
 // rewrites one segment and not the whole tier. Where a segment ends depends on
 // the policy there and on nothing else, so that the others stay the same.
 type tierChain struct {
-	b     *builder
-	rules []desired.Rule
-	ids   []desired.RuleID
-	refs  []RuleRef
-
+	body
+	b       *builder
+	long    bool // worth segments
 	segment []*piece
 }
 
@@ -305,7 +369,7 @@ func (c *tierChain) add(p *piece) {
 func (c *tierChain) closeSegment() {
 	list := c.segment
 	c.segment = nil
-	if len(list) < segmentMean/2 {
+	if len(list) < segmentMean/2 || !c.long {
 		for _, p := range list {
 			c.put(p.jump, p.jumpID, RuleRef{Rule: -1})
 		}
@@ -317,8 +381,4 @@ func (c *tierChain) closeSegment() {
 	}
 	r := desired.Rule{Do: desired.Jump, Chain: c.b.content("seg-", rules, ids, nil)}
 	c.put(r, r.ID(), RuleRef{Rule: -1})
-}
-
-func (c *tierChain) put(r desired.Rule, id desired.RuleID, ref RuleRef) {
-	c.rules, c.ids, c.refs = append(c.rules, r), append(c.ids, id), append(c.refs, ref)
 }

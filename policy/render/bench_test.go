@@ -12,12 +12,19 @@ import (
 // BenchmarkOneMorePolicy renders a state of 1000 policies on each of 100
 // endpoints in which one policy has changed.
 func BenchmarkOneMorePolicy(b *testing.B) {
+	b.Run("each with peers of its own", func(b *testing.B) {
+		oneMorePolicy(b, func(i int) string { return fmt.Sprintf("10.1.%d.%d/32", i/256, i%256) })
+	})
+	b.Run("all with the same peer", func(b *testing.B) { oneMorePolicy(b, func(int) string { return "10.0.0.1/32" }) })
+}
+
+func oneMorePolicy(b *testing.B, member func(int) string) {
 	s := state(nil)
 	var ids []policy.ID
 	for i := range 1000 {
 		p := &policy.Policy{ID: gnp(fmt.Sprintf("p%04d", i)), Tier: "default", Ingress: numbered(rule(policy.Allow, proto(6), fromSet(policy.SetID(fmt.Sprintf("s:%d", i))), to(80, 80)))}
 		s.Policies[p.ID] = p
-		s.Sets[p.Ingress[0].Src.Set] = &policy.Set{ID: p.Ingress[0].Src.Set, Kind: policy.Addresses, Members: members("10.0.0.1/32")}
+		s.Sets[p.Ingress[0].Src.Set] = &policy.Set{ID: p.Ingress[0].Src.Set, Kind: policy.Addresses, Members: members(member(i))}
 		ids = append(ids, p.ID)
 	}
 	clear(s.Endpoints)

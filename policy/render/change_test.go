@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,44 @@ func variantState(n int) *policy.State {
 			Key: key, Interface: fmt.Sprintf("cali%d", i), Profiles: []policy.ID{{Kind: "Profile", Name: "kns.default"}},
 			Normal: policy.Hook{Ingress: []policy.Tier{{Name: "default", Policies: []policy.ID{id}, EndDeny: n%4 != 3}, {Name: "last", Policies: []policy.ID{gnp("always")}, EndDeny: true}}},
 		}
+	}
+	return s
+}
+
+// indexedState decides the same in ways that an index tells apart: by a selector, a network, an address, for everybody;
+// beside policies that are about other ports, and whose selectors select the sender at some times and not at others.
+func indexedState(n int) *policy.State {
+	s := variantState(0)
+	allow := rule(policy.Allow, proto(17), to(80, 80))
+	var rules []policy.Rule
+	switch n % 5 {
+	case 0:
+		rules = []policy.Rule{rule(policy.Allow, proto(17), to(80, 80), fromSet("s:w1"))}
+	case 1:
+		rules = []policy.Rule{rule(policy.Allow, proto(17), to(80, 80), from("10.0.0.0/30"))}
+	case 2:
+		rules = []policy.Rule{allow}
+	case 3:
+		rules = []policy.Rule{rule(policy.Deny, proto(17), to(81, 81), fromSet("s:w1")), allow}
+	case 4:
+		rules = []policy.Rule{rule(policy.Allow, proto(17), to(80, 80), from("10.0.0.1/32"))}
+	}
+	id := gnp(fmt.Sprintf("decides-%d", n%3))
+	s.Policies[id] = &policy.Policy{ID: id, Tier: "default", Ingress: numbered(rules...)}
+	ids := []policy.ID{id}
+	for i := range 3 + n%4 {
+		set := policy.SetID(fmt.Sprintf("s:other-%d", (n/7+i)%6))
+		list := []string{fmt.Sprintf("198.51.100.%d/32", i), fmt.Sprintf("198.51.%d.0/24", n%3)}
+		if (n+i)%3 == 0 {
+			list = append(list, "10.0.0.1/32")
+		}
+		s.Sets[set] = &policy.Set{ID: set, Kind: policy.Addresses, Members: members(list...)}
+		other := gnp(fmt.Sprintf("other-%d", i))
+		s.Policies[other] = &policy.Policy{ID: other, Tier: "default", Ingress: numbered(rule(policy.Deny, proto(17), to(82, 82), fromSet(set)))}
+		ids = slices.Insert(ids, i%2, other)
+	}
+	for _, ep := range s.Endpoints {
+		ep.Normal.Ingress = []policy.Tier{{Name: "default", Policies: ids, EndDeny: true}}
 	}
 	return s
 }
@@ -135,16 +174,22 @@ func (r *rig) set(t *testing.T, table *reconcile.Table[desired.NFTKey, desired.N
 // TestChangesAreAtomic: packets meet the old state or the new one, never half of
 // one (spec/faults.md §2 row 28).
 func TestChangesAreAtomic(t *testing.T) {
-	r := newRig(t)
+	t.Run("lists", func(t *testing.T) { changesAreAtomic(t, newRig(t), variantState) })
+	t.Run("indexes", func(t *testing.T) {
+		changesAreAtomic(t, newRigWith(t, render.Options{ReportGroup: 77, IndexFrom: 2}), indexedState)
+	})
+}
+
+func changesAreAtomic(t *testing.T, r *rig, state func(n int) *policy.State) {
 	table := r.table(t)
-	r.set(t, table, variantState(0))
+	r.set(t, table, state(0))
 	changes := 10_000
 	if testing.Short() {
 		changes = 500
 	}
 	f := startFlood(r)
 	for n := range changes {
-		r.set(t, table, variantState(n))
+		r.set(t, table, state(n))
 	}
 	lost, leaked := f.wrong()
 	t.Logf("%d changes, %d packets", changes, len(f.good)+len(f.evil))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/policy/render"
 )
 
 // oracle says what becomes of a packet, from the specification alone
@@ -439,7 +440,12 @@ func drawWay(t *rapid.T, n int) way {
 // TestPacketsMeetTheirVerdicts: random policies, random packets, and three
 // opinions: the kernel's, the oracle's, and policy.Evaluate's.
 func TestPacketsMeetTheirVerdicts(t *testing.T) {
-	r := newRig(t)
+	t.Run("lists", func(t *testing.T) { packetsMeetTheirVerdicts(t, render.Options{ReportGroup: 77}) })
+	t.Run("indexes", func(t *testing.T) { packetsMeetTheirVerdicts(t, render.Options{ReportGroup: 77, IndexFrom: 2}) })
+}
+
+func packetsMeetTheirVerdicts(t *testing.T, o render.Options) {
+	r := newRigWith(t, o)
 	n := 0
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawState(t)

@@ -2,6 +2,7 @@ package render_test
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -122,6 +123,28 @@ func goldens() map[string]*policy.State {
 	}
 	out["folded"] = state([]*policy.Policy{{ID: gnp("list"), Tier: "default", Ingress: numbered(rules...)}},
 		policy.Tier{Name: "default", Policies: []policy.ID{gnp("list")}, EndDeny: true})
+
+	var many []*policy.Policy
+	order := policy.Tier{Name: "default", EndDeny: true}
+	indexed := state(nil)
+	for i := range 16 {
+		id, set := gnp(fmt.Sprintf("p%02d", i)), policy.SetID(fmt.Sprintf("s:%d", i))
+		r := rule(policy.Allow, proto(6), fromSet(set), to(80, 80))
+		switch {
+		case i == 3:
+			r = rule(policy.Deny, from("10.1.0.0/16"))
+		case i == 5:
+			r = rule(policy.Allow, proto(1))
+		default:
+			indexed.Sets[set] = &policy.Set{ID: set, Kind: policy.Addresses, Members: members(fmt.Sprintf("10.1.0.%d/32", i/2), "192.0.2.0/28")}
+		}
+		many = append(many, &policy.Policy{ID: id, Tier: "default", Ingress: numbered(r)})
+		order.Policies = append(order.Policies, id)
+	}
+	sets := indexed.Sets
+	indexed = state(many, order)
+	indexed.Sets = sets
+	out["indexed"] = indexed
 
 	host := state(nil)
 	tier := []policy.Tier{{Name: "default", Policies: []policy.ID{gnp("host")}, EndDeny: true}}

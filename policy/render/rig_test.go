@@ -65,10 +65,12 @@ func hostAddr(v4 bool) netip.Addr {
 	return netip.MustParseAddr("fd18::1")
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigWith(t, render.Options{ReportGroup: 77}) }
+
+func newRigWith(t testing.TB, o render.Options) *rig {
 	r := &rig{
 		t: t, host: nstest.New(t), ends: map[string]*end{}, got: map[uint64][]string{}, raw: map[bool]int{},
-		renderer: render.New(render.Options{ReportGroup: 77}),
+		renderer: render.New(o),
 	}
 	r.host.Do(func() {
 		for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {

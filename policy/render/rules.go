@@ -72,10 +72,7 @@ func (b *builder) policy(p *policy.Policy, d policy.Direction, how variant) *pie
 		out = b.r.render(b, p, d, how)
 	}
 	b.keep[key] = out
-	b.add(out)
-	if !out.inline && len(out.rules) > 0 {
-		b.out.Chains[out.name] = out.refs
-	}
+	b.add(out, d)
 	return out
 }
 
@@ -83,7 +80,7 @@ func (b *builder) policy(p *policy.Policy, d policy.Direction, how variant) *pie
 // it asks them.
 func (b *builder) valid(p *piece) bool {
 	for i, id := range p.uses {
-		if b.split[id].hosts() != p.hosts[i] {
+		if b.split[id].shape() != p.shapes[i] {
 			return false
 		}
 	}
@@ -109,23 +106,38 @@ func (r *Renderer) render(b *builder, p *policy.Policy, d policy.Direction, how 
 	if p.Broken != "" {
 		c.emit(-1, desired.Rule{Do: desired.Goto, Chain: c.deny(policy.Label{Verdict: policy.Verdict{Reason: policy.ByBrokenPolicy, Rule: -1}})})
 	}
-	for len(rules) > 0 {
-		if n := c.fold(rules); n > 0 {
-			rules = rules[n:]
-			continue
-		}
-		c.rule(&rules[0])
-		rules = rules[1:]
+	c.group(reach{})
+	c.out.reaches = reachesOf(rules, d)
+	if p.Broken != "" {
+		c.out.reaches = []reach{{}}
 	}
-	for _, r := range c.out.rules {
-		c.out.ids = append(c.out.ids, r.ID())
+	for len(rules) > 0 {
+		n := c.fold(rules)
+		if n == 0 {
+			c.rule(&rules[0])
+			n = 1
+		}
+		c.group(reachesOf(rules[:n], d)...)
+		rules = rules[n:]
 	}
 	if !c.out.inline && len(c.out.rules) > 0 {
-		c.out.chains = append(c.out.chains, chain{name: c.out.name, rules: c.out.rules, id: desired.JoinRuleIDs(c.out.ids)})
+		c.out.id = desired.JoinRuleIDs(c.out.ids)
 		c.out.jump = desired.Rule{Do: desired.Jump, Chain: c.out.name}
 		c.out.jumpID = c.out.jump.ID()
 	}
 	return c.out
+}
+
+// group makes a group of the rules since the last one, which match what is in one of the reaches.
+func (c *compiler) group(reaches ...reach) {
+	from := len(c.out.ids)
+	for _, r := range c.out.rules[from:] {
+		c.out.ids = append(c.out.ids, r.ID())
+	}
+	if to := len(c.out.ids); to > from {
+		g := &piece{inline: true, rules: c.out.rules[from:to:to], ids: c.out.ids[from:to:to], refs: c.out.refs[from:to:to], reaches: reaches}
+		c.out.groups = append(c.out.groups, g)
+	}
 }
 
 // policyName is "gnp/name" or "np/namespace/name", as Calico abbreviates
@@ -243,17 +255,21 @@ func asksPorts(e *policy.Entity) bool {
 // matches renders a rule's criteria in one family: every list is a way in which
 // it can hold. None where it cannot.
 func (c *compiler) matches(r *policy.Rule, family uint8) [][]desired.Match {
-	var base []desired.Match
-	src, ok1 := c.addresses(&r.Src, family, true)
-	dst, ok2 := c.addresses(&r.Dst, family, false)
-	if !ok1 || !ok2 {
-		return nil
+	var out [][]desired.Match
+	for _, src := range c.addresses(&r.Src, family, true) {
+		for _, dst := range c.addresses(&r.Dst, family, false) {
+			base := slices.Concat(src, dst)
+			if family != 0 && len(base) == 0 {
+				base = []desired.Match{desired.Family(family)}
+			}
+			out = append(out, c.rest(r, family, base)...)
+		}
 	}
-	addrs := append(src, dst...)
-	if family != 0 && len(addrs) == 0 {
-		base = append(base, desired.Family(family))
-	}
-	base = append(base, addrs...)
+	return out
+}
+
+// rest is the criteria behind those of addresses.
+func (c *compiler) rest(r *policy.Rule, family uint8, base []desired.Match) [][]desired.Match {
 	var out [][]desired.Match
 	for _, proto := range protocols(r) {
 		withProto := slices.Clone(base)
@@ -309,10 +325,11 @@ func icmp(r *policy.Rule) []desired.Match {
 	return out
 }
 
-// addresses renders what is asked of an address; false: it cannot hold.
-func (c *compiler) addresses(e *policy.Entity, family uint8, source bool) ([]desired.Match, bool) {
+// addresses renders what is asked of an address: every list is a way in which it can hold, one of them empty where
+// nothing is asked.
+func (c *compiler) addresses(e *policy.Entity, family uint8, source bool) [][]desired.Match {
 	if family == 0 {
-		return nil, true
+		return [][]desired.Match{nil}
 	}
 	v4 := family == 4
 	field := desired.DstField(v4)
@@ -323,23 +340,43 @@ func (c *compiler) addresses(e *policy.Entity, family uint8, source bool) ([]des
 	if e.Nets != nil {
 		nets := ofFamily(e.Nets, v4)
 		if len(nets) == 0 {
-			return nil, false
+			return nil
 		}
 		out = append(out, c.nets(nets, field))
 	}
 	if nets := ofFamily(e.NotNets, v4); len(nets) > 0 {
 		out = append(out, c.nets(nets, field).Negate())
 	}
-	if e.Set != "" {
-		out = append(out, c.inSet(e.Set, family, source))
-	}
 	if e.NotSet != "" {
-		out = append(out, c.inSet(e.NotSet, family, source).Negate())
+		out = append(out, negate(c.inSet(e.NotSet, family, source))...)
 	}
-	if e.Service != "" {
-		out = append(out, c.inSet(e.Service, family, source))
+	ways := [][]desired.Match{out}
+	for _, id := range []policy.SetID{e.Set, e.Service} {
+		if id != "" {
+			ways = product(ways, c.inSet(id, family, source))
+		}
 	}
-	return out, true
+	return ways
+}
+
+// product is every list with one more of the conditions.
+func product(lists [][]desired.Match, more []desired.Match) [][]desired.Match {
+	var out [][]desired.Match
+	for _, list := range lists {
+		for _, m := range more {
+			out = append(out, append(slices.Clone(list), m))
+		}
+	}
+	return out
+}
+
+// negate is none of the conditions.
+func negate(list []desired.Match) []desired.Match {
+	out := make([]desired.Match, len(list))
+	for i, m := range list {
+		out[i] = m.Negate()
+	}
+	return out
 }
 
 func ofFamily(nets []netip.Prefix, v4 bool) []netip.Prefix {
@@ -366,19 +403,23 @@ func (c *compiler) nets(nets []netip.Prefix, field desired.Field) desired.Match 
 	}), field)
 }
 
-// inSet matches a set of addresses, or of addresses with protocol and port.
-func (c *compiler) inSet(id policy.SetID, family uint8, source bool) desired.Match {
-	c.out.uses, c.out.hosts = append(c.out.uses, id), append(c.out.hosts, c.b.split[id].hosts())
+// inSet matches a set of addresses, or of addresses with protocol and port: one of the conditions holds.
+func (c *compiler) inSet(id policy.SetID, family uint8, source bool) []desired.Match {
+	c.out.uses, c.out.shapes = append(c.out.uses, id), append(c.out.shapes, c.b.split[id].shape())
 	v4 := family == 4
 	addr, port := desired.DstField(v4), desired.FieldDstPort
 	if source {
 		addr, port = desired.SrcField(v4), desired.FieldSrcPort
 	}
-	ref := c.b.set(id, v4)
-	if len(ref.typ.Parts()) > 1 {
-		return desired.InSet(ref.name, addr, desired.FieldProto, port)
+	var out []desired.Match
+	for _, ref := range c.b.set(id, v4) {
+		if len(ref.typ.Parts()) > 1 {
+			out = append(out, desired.InSet(ref.name, addr, desired.FieldProto, port))
+			continue
+		}
+		out = append(out, desired.InSet(ref.name, addr))
 	}
-	return desired.InSet(ref.name, addr)
+	return out
 }
 
 // kindOf is a set's kind, which its name tells (policy.SetID).
@@ -404,7 +445,7 @@ func (c *compiler) ports(e *policy.Entity, family uint8, source bool) [][]desire
 		not = append(not, c.portRanges(e.NotPorts, field).Negate())
 	}
 	for _, id := range e.NotNamed {
-		not = append(not, c.inSet(id, family, source).Negate())
+		not = append(not, negate(c.inSet(id, family, source))...)
 	}
 	if e.AnyPort {
 		return [][]desired.Match{not}
@@ -414,7 +455,9 @@ func (c *compiler) ports(e *policy.Entity, family uint8, source bool) [][]desire
 		out = append(out, append([]desired.Match{c.portRanges(e.Ports, field)}, not...))
 	}
 	for _, id := range e.Named {
-		out = append(out, append([]desired.Match{c.inSet(id, family, source)}, not...))
+		for _, m := range c.inSet(id, family, source) {
+			out = append(out, append([]desired.Match{m}, not...))
+		}
 	}
 	return out
 }
