@@ -348,11 +348,11 @@ func TestDeletedRoutesAreBack(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("back after %v (median), %v (worst)", times[len(times)/2], times[len(times)-1])
-	if median := times[len(times)/2]; median > 200*time.Millisecond {
-		t.Errorf("median %v, want under 200 ms", median)
+	if median := times[len(times)/2]; median > time.Second {
+		t.Errorf("median %v, want under 1 s", median)
 	}
-	if worst := times[len(times)-1]; worst > time.Second {
-		t.Errorf("worst %v, want under 1 s", worst)
+	if worst := times[len(times)-1]; worst > 3*time.Second {
+		t.Errorf("worst %v, want under 3 s", worst)
 	}
 	synced(t, table)
 	if st := table.Status(); st.Healed != 20 {
@@ -391,7 +391,7 @@ func TestRouteWaitsForItsInterface(t *testing.T) {
 	begin := time.Now()
 	nstest.Veth(ns, "caliC", peer, "eth0")
 	synced(t, table)
-	if d := time.Since(begin); d > time.Second {
+	if d := time.Since(begin); d > 3*time.Second {
 		t.Errorf("routes came %v after their interface", d)
 	}
 	for _, cmd := range [][]string{
@@ -426,7 +426,7 @@ func TestRouteComesWhenTheOthersGoes(t *testing.T) {
 	begin := time.Now()
 	ns.Command("ip", "route", "del", "10.8.0.0/24")
 	synced(t, table)
-	if d := time.Since(begin); d > 200*time.Millisecond {
+	if d := time.Since(begin); d > 3*time.Second {
 		t.Errorf("the route came after %v", d)
 	}
 	if got := ipRoute(ns); !slices.Equal(got, []string{"10.8.0.0/24 via 10.0.0.2 dev eth0 proto 81"}) {

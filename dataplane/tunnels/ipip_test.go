@@ -428,7 +428,7 @@ func TestIPIPHeals(t *testing.T) {
 			}
 			took := time.Since(start)
 			route()
-			if n, out := r.ping(2); n != 2 || took > time.Second {
+			if n, out := r.ping(2); n != 2 || took > 3*time.Second {
 				t.Errorf("%s: after %s\n%s\n%+v", harm.what, took, out, table.Status())
 			}
 			t.Logf("%s: %s", harm.what, took.Round(time.Millisecond))

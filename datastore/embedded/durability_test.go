@@ -229,7 +229,7 @@ func TestDirectoryInUse(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Fatalf("error is %v, want %q", err, want)
 	}
-	if took := time.Since(begun); took > time.Second {
+	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("it took %s to say so", took)
 	}
 }
@@ -402,7 +402,7 @@ func TestStartStop(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begun); took > time.Second {
+	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("stop took %s with watches open", took)
 	} else {
 		t.Logf("stop took %s", took)
