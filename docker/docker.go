@@ -127,8 +127,10 @@ type Server struct {
 
 	unlabelled atomic.Bool // some endpoint may lack its container's labels
 	newMu      sync.Mutex
-	new        map[string]time.Time // endpoints that wait for their labels, and until when
+	new        map[string]newcomer // endpoints that wait for their labels
 	newKick    chan struct{}
+	started    chan struct{}   // a container has started
+	told       atomic.Bool     // Docker tells of containers that start
 	background sync.WaitGroup  // containers being settled
 	life       context.Context // of Serve and background work
 	end        context.CancelFunc
@@ -147,7 +149,7 @@ func Listen(c Config) (*Server, error) {
 	if c.Scope != ScopeAuto && c.Scope != ScopeLocal && c.Scope != ScopeGlobal {
 		return nil, fmt.Errorf("docker scope %q: use %s, %s or %s", c.Scope, ScopeAuto, ScopeLocal, ScopeGlobal)
 	}
-	s := &Server{Config: c, engine: newEngine(c.Engine), opened: make(chan struct{}), served: make(chan struct{}), new: map[string]time.Time{}, newKick: make(chan struct{}, 1)}
+	s := &Server{Config: c, engine: newEngine(c.Engine), opened: make(chan struct{}), served: make(chan struct{}), new: map[string]newcomer{}, newKick: make(chan struct{}, 1), started: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	if s.networks, err = openNetworks(filepath.Join(c.StateDir, "docker")); err != nil {
@@ -212,6 +214,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.collect(ctx) })
 	g.Go(func() error { return s.labels(ctx) })
+	g.Go(func() error { return s.followStarts(ctx) })
 	s.Log.Info("Docker drivers are served", "directory", s.PluginDir, "scope", s.Scope)
 	return g.Wait()
 }

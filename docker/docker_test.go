@@ -213,6 +213,31 @@ func TestLabelsBeforeTheContainerStarts(t *testing.T) {
 	}
 }
 
+// Where Docker tells of containers that start, it is asked then, and seldom otherwise.
+func TestLabelsWhenDockerTells(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	r.config.LabelTime = time.Minute
+	r.engine.set(func(e *engine) { e.starts = make(chan struct{}) })
+	r.start()
+	r.engine.starts <- struct{}{} // the stream is open
+	addrs := r.create()
+	call[joined](r, "NetworkDriver.Join", fmt.Sprintf(`{"NetworkID":%q,"EndpointID":%q,"SandboxKey":"/nowhere"}`, networkID, endpointID))
+	r.engine.set(func(e *engine) {
+		e.containers = fmt.Sprintf(`[{"Id":"c1d2e3f4a5b6c7","Names":["/web"],"Labels":{"app":"web"},"NetworkSettings":{"Networks":{"n":{"EndpointID":%q}}}}]`, endpointID)
+		e.lists = 0
+	})
+	r.engine.starts <- struct{}{}
+	eventually(t, func() string { return cmp.Diff("web", r.endpoint().Labels["app"]) })
+	r.engine.set(func(e *engine) {
+		if e.lists > 2 {
+			t.Errorf("asked %d times", e.lists)
+		}
+	})
+	r.remove(addrs)
+	r.wantNothingLeft()
+}
+
 // What came with the request is there at once.
 func TestLabelsOfDriverOptions(t *testing.T) {
 	r := newRig(t)

@@ -102,6 +102,46 @@ func (e *engine) containers(ctx context.Context, networks ...string) ([]listed, 
 	return get[[]listed](ctx, e, path)
 }
 
+// container is one container of this host by its ID, running or not.
+func (e *engine) container(ctx context.Context, id string) (listed, error) {
+	filter, err := json.Marshal(map[string][]string{"id": {id}})
+	if err != nil {
+		return listed{}, err
+	}
+	all, err := get[[]listed](ctx, e, "/containers/json?all=1&filters="+url.QueryEscape(string(filter)))
+	for _, c := range all {
+		if c.ID == id {
+			return c, nil
+		}
+	}
+	return listed{}, errors.Join(errNoContainer, err)
+}
+
+// starts calls open when Docker tells of containers that start, and then started after each. It returns when the stream
+// ends, or ctx does. Docker's list shows a container as running before it tells.
+func (e *engine) starts(ctx context.Context, open, started func()) error {
+	const filter = `{"type":["container"],"event":["start"]}`
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/events?filters="+url.QueryEscape(filter), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := e.client.Do(req)
+	if err != nil {
+		return fmt.Errorf("follow Docker's events: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("follow Docker's events: %s", resp.Status)
+	}
+	open()
+	for events := json.NewDecoder(resp.Body); ; {
+		if err := events.Decode(&struct{}{}); err != nil {
+			return fmt.Errorf("follow Docker's events: %w", err)
+		}
+		started()
+	}
+}
+
 // membership describes a container's part in the network of an endpoint.
 func (e *engine) membership(ctx context.Context, id, endpointID string) (membership, error) {
 	ctx, cancel := context.WithTimeout(ctx, membershipTime)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ var errNoContainer = errors.New("no container has the endpoint yet")
 // answer at all.
 const (
 	foreseeTime = 500 * time.Millisecond
-	minBusy     = 15 * time.Millisecond
+	minBusy     = 6 * time.Millisecond
 	maxBusy     = 200 * time.Millisecond
 	busyShare   = 4 // a container that is not described in this many times the list's time is being worked on
 )
@@ -43,17 +44,19 @@ func (s *Server) foresee(ctx context.Context, w network, q *endpointRequest) (la
 		annotations[endpoint.AnnotationDockerNetworkName] = w.Docker
 	}
 	labels = map[string]string{}
+	n := newcomer{driver: driverLabels(q.driverOptions())}
 	if waiting := s.waiting(ctx, w, q.Interface); len(waiting) > 0 {
 		labels = endpointLabels(waiting[0].Labels)
 		for _, c := range waiting[1:] {
 			other := endpointLabels(c.Labels)
 			maps.DeleteFunc(labels, func(k, v string) bool { o, ok := other[k]; return !ok || o != v })
 		}
-		if len(waiting) == 1 { // its name
+		if n.foreseen = len(waiting) == 1; n.foreseen { // its name
 			annotations[endpoint.AnnotationDockerNames] = strings.Join(dnsNames(waiting[0], nil), ",")
 		}
 	}
-	maps.Copy(labels, driverLabels(q.driverOptions()))
+	maps.Copy(labels, n.driver)
+	s.expect(q.EndpointID, n)
 	return labels, annotations
 }
 
@@ -124,57 +127,123 @@ func (c *listed) waitsFor(w network, i *endpointInterface) bool {
 	return false
 }
 
-// pollShare keeps the questions after new containers a small part of what dockerd does: a pause is at least this many
-// times as long as the answer before it took.
-const pollShare = 4
+// newcomer is an endpoint that has not got its container's labels and names yet.
+type newcomer struct {
+	until    time.Time         // for so long Docker is asked often; zero before it is joined
+	driver   map[string]string // labels that came with the request
+	foreseen bool              // it has the labels of the one container that it could be for
+}
+
+// expect notes an endpoint that is being created.
+func (s *Server) expect(endpointID string, n newcomer) {
+	s.newMu.Lock()
+	defer s.newMu.Unlock()
+	s.new[endpointID] = n
+}
+
+// expected is what is known of an endpoint without labels; ok is false when it has them, or is gone.
+func (s *Server) expected(endpointID string) (n newcomer, ok bool) {
+	s.newMu.Lock()
+	defer s.newMu.Unlock()
+	n, ok = s.new[endpointID]
+	return n, ok
+}
+
+func (s *Server) settled(endpointID string) {
+	s.newMu.Lock()
+	defer s.newMu.Unlock()
+	delete(s.new, endpointID)
+}
+
+// How often Docker is asked for the containers of new endpoints.
+const (
+	pollFirst  = 20 * time.Millisecond  // doubled each time
+	pollLast   = 500 * time.Millisecond // where Docker tells of containers that start, always
+	startPause = 2 * time.Millisecond   // for others that start at the same time
+	// pollShare keeps the questions a small part of what dockerd does: a pause is at least this many times as long as the
+	// answer before it took.
+	pollShare = 4
+)
 
 // label has an endpoint labelled when Docker shows its container.
 func (s *Server) label(endpointID string) {
-	s.newMu.Lock()
-	s.new[endpointID] = time.Now().Add(s.LabelTime)
-	s.newMu.Unlock()
+	n, ok := s.expected(endpointID)
+	n.foreseen = n.foreseen || !ok // created by an agent before this one: what came with the request is not known
+	n.until = time.Now().Add(s.LabelTime)
+	s.expect(endpointID, n)
+	kick(s.newKick)
+}
+
+func kick(c chan struct{}) {
 	select {
-	case s.newKick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// labels gives new endpoints the labels and names of their containers. Docker shows them when they have started, so it is
-// asked again and again, for all that wait at once. What is not found in time is left to relabel.
-func (s *Server) labels(ctx context.Context) error {
-	const first, last = 20 * time.Millisecond, 500 * time.Millisecond
-	wait := first               // until the next question, if nobody new comes
-	var soonest, next time.Time // when Docker may be asked, and when it will be
+// followStarts listens to Docker's events. While it cannot, Docker is asked more often.
+func (s *Server) followStarts(ctx context.Context) error {
+	const retry = time.Second
 	for {
-		var tick <-chan time.Time
-		if s.waitForLabels() {
-			tick = time.After(time.Until(next))
-		}
+		err := s.engine.starts(ctx, func() { s.told.Store(true) }, func() { kick(s.started) })
+		s.told.Store(false)
+		s.Log.Debug("Docker does not tell of containers that start", "err", err)
+		kick(s.newKick) // what was told in between is lost
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-time.After(retry):
+		}
+	}
+}
+
+// labels gives new endpoints the labels and names of their containers. Docker shows them when they have started, so it is
+// asked then, and again and again, for all that wait at once. What is not found in time is left to relabel.
+func (s *Server) labels(ctx context.Context) error {
+	wait := pollFirst           // until the next question, if nobody new comes
+	var soonest, next time.Time // when Docker may be asked, and when it will be
+	for {
+		var tick <-chan time.Time
+		waiting := s.waitForLabels()
+		if waiting {
+			tick = time.After(time.Until(next))
+		}
+		var pause time.Duration
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.started:
+			pause = startPause
 		case <-s.newKick:
-			at := later(soonest, time.Now().Add(first))
-			if wait = first; next.Before(time.Now()) || at.Before(next) { // an earlier question stays
-				next = at
+			if pause = pollFirst; s.told.Load() {
+				pause = pollLast
 			}
-			continue
+			wait = pause
 		case <-tick:
+			start := time.Now()
+			if s.labelNew(ctx) {
+				wait = pollFirst
+			}
+			soonest = time.Now().Add(pollShare * time.Since(start))
+			next = later(soonest, time.Now().Add(wait))
+			wait = min(2*wait, pollLast)
+			continue
 		}
-		start := time.Now()
-		if s.labelNew(ctx) {
-			wait = first
+		if at := later(soonest, time.Now().Add(pause)); !waiting || at.Before(next) { // an earlier question stays
+			next = at
 		}
-		soonest = time.Now().Add(pollShare * time.Since(start))
-		next = later(soonest, time.Now().Add(wait))
-		wait = min(2*wait, last)
 	}
 }
 
 func (s *Server) waitForLabels() bool {
 	s.newMu.Lock()
 	defer s.newMu.Unlock()
-	return len(s.new) > 0
+	for _, n := range s.new {
+		if !n.until.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 func later(a, b time.Time) time.Time {
@@ -191,7 +260,10 @@ func (s *Server) labelNew(ctx context.Context) (found bool) {
 	s.newMu.Lock()
 	waiting := maps.Clone(s.new)
 	s.newMu.Unlock()
-	for id, deadline := range waiting {
+	for id, n := range waiting {
+		if n.until.IsZero() {
+			continue
+		}
 		why := err
 		if c, ok := containers[id]; ok {
 			found = true
@@ -199,15 +271,13 @@ func (s *Server) labelNew(ctx context.Context) (found bool) {
 		} else if why == nil {
 			why = errNoContainer
 		}
-		late := time.Now().After(deadline)
+		late := time.Now().After(n.until)
 		if late && why != nil && ctx.Err() == nil {
 			s.Log.Warn("container's labels not found in time; they are looked for again later", "endpoint", id, "err", why)
 			s.unlabelled.Store(true)
 		}
 		if late || why == nil || errors.Is(why, datastore.ErrNotFound) { // gone already
-			s.newMu.Lock()
-			delete(s.new, id)
-			s.newMu.Unlock()
+			s.settled(id)
 		}
 	}
 	return found
@@ -223,6 +293,28 @@ func byEndpoint(all []listed) map[string]listed {
 		}
 	}
 	return out
+}
+
+// identify gives an endpoint the labels of the container that it is in, before its program runs: Docker makes the
+// container's first process before it connects it, and starts the program afterwards. Endpoints of containers that start
+// at the same time have only what is common to them until then.
+func (s *Server) identify(ctx context.Context, endpointID string, netns *os.File) error {
+	n, ok := s.expected(endpointID)
+	if !ok || n.foreseen {
+		return nil
+	}
+	id, err := containerIn(netns)
+	if err != nil || id == "" {
+		return err
+	}
+	c, err := s.engine.container(ctx, id)
+	if err != nil {
+		return err
+	}
+	labels := endpointLabels(c.Labels)
+	maps.Copy(labels, n.driver)
+	names := strings.Join(dnsNames(c, nil), ",")
+	return s.Endpoints.LabelPort(ctx, endpointID, labels, map[string]string{endpoint.AnnotationDockerNames: names})
 }
 
 // labelPort gives an endpoint what its container has.

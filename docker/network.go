@@ -214,11 +214,12 @@ func (s *Server) createEndpoint(ctx context.Context, q endpointRequest) (a endpo
 		return a, err
 	}
 	p.Network, p.MTU, p.Internal = profileName(w.Name), w.MTU, w.Internal
-	p.Labels, p.Annotations = s.foresee(ctx, w, &q)
 	if err := s.loadPorts(ctx); err != nil {
 		return a, err
 	}
+	p.Labels, p.Annotations = s.foresee(ctx, w, &q)
 	if err := s.Endpoints.AttachPort(ctx, p); err != nil {
+		s.settled(p.ID)
 		return a, err
 	}
 	s.ports.add(p.ID, p.Addrs)
@@ -246,6 +247,7 @@ func (s *Server) own(ctx context.Context, addr netip.Addr) error {
 
 func (s *Server) deleteEndpoint(ctx context.Context, q endpointRef) (none, error) {
 	s.ports.remove(q.EndpointID)
+	s.settled(q.EndpointID)
 	return none{}, s.Endpoints.DetachPort(ctx, q.EndpointID)
 }
 
@@ -308,7 +310,7 @@ func openSandbox(path string, dockerd int) (*os.File, error) {
 func (s *Server) settle(endpointID, sandbox string, dockerd int) {
 	ctx, cancel := context.WithTimeout(s.life, s.LabelTime)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(3 * time.Millisecond)
 	defer tick.Stop()
 	var err error
 	for {
@@ -322,10 +324,13 @@ func (s *Server) settle(endpointID, sandbox string, dockerd int) {
 		if netns, err = openSandbox(sandbox, dockerd); err != nil {
 			continue
 		}
-		err = s.Endpoints.SettlePort(ctx, endpointID, netns)
-		_ = netns.Close()
-		if err == nil {
+		if err = s.Endpoints.SettlePort(ctx, endpointID, netns); err == nil {
+			if err := s.identify(ctx, endpointID, netns); err != nil {
+				s.Log.Debug("container is not known before it starts", "endpoint", endpointID, "err", err)
+			}
+			_ = netns.Close()
 			return
 		}
+		_ = netns.Close()
 	}
 }

@@ -131,6 +131,9 @@ func choose(ctx context.Context, b portBinding, taken []hostPort) (hostPort, err
 		if p.at, err = netip.ParseAddr(b.HostIP); err != nil {
 			return p, fmt.Errorf("publish port %d: host address %q is not an IP address", b.Port, b.HostIP)
 		}
+		if p.at.Is6() && p.at.IsLoopback() { // net/ipv6/ip6_output.c: a source of ::1 leaves by lo only; IPv4 has route_localnet
+			return p, fmt.Errorf("publish port %d: the kernel never forwards what is sent to %s; allowed: 127.0.0.1 or an address of an interface", b.Port, p.at)
+		}
 	}
 	from, to := int(b.HostPort), int(max(b.HostPort, b.HostPortEnd))
 	if from == 0 {

@@ -36,6 +36,7 @@ func TestPublish(t *testing.T) {
 		{`{"Proto":1,"Port":80,"HostPort":60123,"HostPortEnd":60123}`, "protocol 1 is not TCP (6), UDP (17) or SCTP (132)"},
 		{`{"Proto":6,"Port":80,"HostIP":"nowhere","HostPort":60123}`, `host address \"nowhere\" is not an IP address`},
 		{`{"Proto":6,"Port":80,"HostIP":"192.0.2.77","HostPort":60123}`, "192.0.2.77 is no address of this host"},
+		{`{"Proto":6,"Port":80,"HostIP":"::1","HostPort":60123}`, "the kernel never forwards what is sent to ::1"},
 		{fmt.Sprintf(`{"Proto":6,"Port":80,"HostIP":"127.0.0.1","HostPort":%d,"HostPortEnd":%d}`, port, port), fmt.Sprintf("port %d is in use by a process of this host", port)},
 		{fmt.Sprintf(`{"Proto":6,"Port":80,"HostPort":%d}`, port), "is in use by a process"},
 	} {

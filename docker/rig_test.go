@@ -225,6 +225,8 @@ type engine struct {
 	networks   map[string]string // ID to name
 	containers string            // JSON
 	locked     string            // ID of the container that Docker is at work on
+	starts     chan struct{}     // told as events; nil: there are no events
+	lists      int               // of containers, asked for
 }
 
 func newEngine(t testing.TB) *engine {
@@ -268,11 +270,32 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"Name":%q,"Id":%q}`, name, id)
 		return
 	}
+	if r.URL.Path == "/events" && e.starts != nil {
+		e.mu.Unlock()
+		e.tell(w, r)
+		e.mu.Lock()
+		return
+	}
 	if r.URL.Path != "/containers/json" {
 		http.NotFound(w, r)
 		return
 	}
+	e.lists++
 	fmt.Fprint(w, e.containers)
+}
+
+// tell is the stream of events.
+func (e *engine) tell(w http.ResponseWriter, r *http.Request) {
+	w.(http.Flusher).Flush()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-e.starts:
+			fmt.Fprint(w, `{"status":"start","id":"c1","Type":"container","Action":"start","Actor":{"ID":"c1","Attributes":{"image":"busybox"}}}`)
+			w.(http.Flusher).Flush()
+		}
+	}
 }
 
 // describe answers with the container of that ID in the list.

@@ -368,6 +368,9 @@ func (m *Manager) DetachPort(ctx context.Context, port string) error {
 	return m.Detach(ctx, portID(port))
 }
 
+// errUnchanged ends a change that would change nothing.
+var errUnchanged = errors.New("unchanged")
+
 // LabelPort replaces the labels of a port's endpoint, keeping those that storage adds, and adds annotations.
 func (m *Manager) LabelPort(ctx context.Context, port string, labels, annotations map[string]string) error {
 	if err := checkPortID(port); err != nil {
@@ -376,15 +379,20 @@ func (m *Manager) LabelPort(ctx context.Context, port string, labels, annotation
 	id := portID(port)
 	own := id.endpoint(m.Node, id.hostName(m.Prefix))
 	_, err := m.weps.Modify(ctx, own.Namespace, own.Name, func(w *api.WorkloadEndpoint) error {
+		before := w.Labels
 		w.Labels = maps.Clone(labels)
 		if w.Annotations == nil {
 			w.Annotations = map[string]string{}
 		}
+		notes := maps.Clone(w.Annotations)
 		maps.Copy(w.Annotations, annotations)
 		w.Default()
+		if maps.Equal(before, w.Labels) && maps.Equal(notes, w.Annotations) {
+			return errUnchanged
+		}
 		return w.Validate()
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnchanged) {
 		return fmt.Errorf("label port %s: %w", port, err)
 	}
 	return nil
