@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -47,8 +48,9 @@ type pipeline struct {
 
 	mu           sync.Mutex
 	pending      calc.Batch
-	inSync       bool // the datastore's snapshot is complete
-	linked       bool // the host's interfaces are known
+	assigned     map[string]netip.Addr // of tunnel devices, as told last
+	inSync       bool                  // the datastore's snapshot is complete
+	linked       bool                  // the host's interfaces are known
 	isReady      bool
 	state        calc.State
 	bgpError     error
@@ -349,9 +351,25 @@ func (p *pipeline) Remove(ctx context.Context, namespace, name string) error {
 // change puts one local change into the mailbox and waits for the round that
 // takes it.
 func (p *pipeline) change(ctx context.Context, l calc.LocalChange) error {
+	return p.put(ctx, func(b *calc.Batch) { b.Local = append(b.Local, l) })
+}
+
+// assign has a tunnel device given an address; an invalid one takes it away.
+func (p *pipeline) assign(ctx context.Context, device string, addr netip.Addr) error {
+	return p.put(ctx, func(b *calc.Batch) {
+		if p.assigned == nil {
+			p.assigned = map[string]netip.Addr{}
+		}
+		p.assigned[device] = addr
+		b.Assigned = maps.Clone(p.assigned)
+	})
+}
+
+// put adds something to the mailbox and waits for the round that takes it.
+func (p *pipeline) put(ctx context.Context, add func(*calc.Batch)) error {
 	done := make(chan struct{})
 	p.mu.Lock()
-	p.pending.Local = append(p.pending.Local, l)
+	add(&p.pending)
 	p.waiters = append(p.waiters, done)
 	p.mu.Unlock()
 	kick(p.wake)

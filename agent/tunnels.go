@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/manekinet/maneki/api"
@@ -30,6 +31,7 @@ type tunnelAddress struct {
 	device string
 	use    func(calc.TunnelUse) calc.DeviceUse
 	field  func(*api.NodeSpec) *string
+	place  func(context.Context, netip.Addr) error // puts the address onto the device; an invalid one is taken off
 
 	checked time.Time // when IPAM last said that all is as it should be
 	assign  string    // the pools it said so for
@@ -70,6 +72,14 @@ func (a *Agent) keepTunnels(ctx context.Context, host *ipam.Host) error {
 		return ctx.Err()
 	}
 	addrs, written := tunnelAddresses(), 0
+	for _, t := range addrs {
+		t.place = func(ctx context.Context, addr netip.Addr) error {
+			if err := a.pipe.assign(ctx, t.device, addr); err != nil || !addr.IsValid() {
+				return err
+			}
+			return a.tables.tunnels.WaitKeys(ctx, t.device)
+		}
+	}
 	return every(ctx, tunnelTick, a.pipe.tunnelKick, func() {
 		a.pipe.mu.Lock()
 		use, mtu, locked := a.pipe.state.Use, a.pipe.state.MTU, a.pipe.state.Locked
@@ -113,6 +123,9 @@ func (a *Agent) keepTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddres
 		if err := a.nameTunnel(ctx, t, ""); err != nil {
 			return err
 		}
+		if err := t.place(ctx, netip.Addr{}); err != nil {
+			return err
+		}
 		if err := host.ReleaseTunnelAddr(ctx, t.kind); err != nil {
 			return err
 		}
@@ -122,7 +135,9 @@ func (a *Agent) keepTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddres
 }
 
 // assignTunnel gets the address and tells the other hosts, who then send to the
-// device: so it must be there first.
+// device: so it must be there first, and have the address, since with rp_filter
+// the kernel takes nothing by a device that has none (__fib_validate_source of
+// net/ipv4/fib_frontend.c).
 func (a *Agent) assignTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddress) error {
 	wait, cancel := context.WithTimeout(ctx, tunnelTick)
 	defer cancel()
@@ -131,6 +146,9 @@ func (a *Agent) assignTunnel(ctx context.Context, host *ipam.Host, t *tunnelAddr
 	}
 	addr, err := host.EnsureTunnelAddr(ctx, ipam.TunnelRequest{Host: a.opts.Node, Kind: t.kind, NodeLabels: a.node.labels()})
 	if err != nil {
+		return err
+	}
+	if err := t.place(wait, addr); err != nil {
 		return err
 	}
 	text := ""

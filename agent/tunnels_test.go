@@ -62,6 +62,14 @@ func TestTunnelAddress(t *testing.T) {
 		return len(addrs)
 	}
 	v4 := tunnelAddresses()[0]
+	var placed netip.Addr
+	v4.place = func(_ context.Context, addr netip.Addr) error {
+		if inNode().IsValid() && !addr.IsValid() {
+			t.Error("the address is taken off the device while the Node names it")
+		}
+		placed = addr
+		return nil
+	}
 	keep := func(use calc.TunnelUse) error { return a.keepTunnel(ctx, host, v4, use) }
 
 	used := calc.TunnelUse{VXLAN: calc.DeviceUse{Used: true, Assign: "192.168.0.0/16 "}}
@@ -73,7 +81,7 @@ func TestTunnelAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := inNode()
-	if !addr.IsValid() || held() != 1 {
+	if !addr.IsValid() || held() != 1 || placed != addr {
 		t.Fatalf("address %s, %d held", addr, held())
 	}
 	used.VXLAN.Addr = addr

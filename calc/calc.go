@@ -47,6 +47,8 @@ type Batch struct {
 	Underlay []desired.Underlay
 	// Paths is what was measured about the ways to other hosts; nil means unchanged.
 	Paths map[desired.PathKey]desired.PathFact
+	// Assigned are this host's own addresses by tunnel device, before they stand on its Node; nil means unchanged.
+	Assigned map[string]netip.Addr
 	// Settled says that the other hosts have had the time to follow the changes of pools before this batch.
 	Settled bool
 	// Refused is what the kernel would not take of the last state's packet filter. With TryAgain whatever it has refused
@@ -97,6 +99,7 @@ type Core struct {
 	pools      map[string]*api.IPPool
 	settling   map[string]bool // pools whose encapsulation changed, until Batch.Settled
 	changes    int             // since then
+	assigned   map[string]netip.Addr
 	bgpConfig  map[string]*api.BGPConfiguration
 	bgpPeers   map[string]*api.BGPPeer
 	bgpFilters map[string]*api.BGPFilter
@@ -183,6 +186,9 @@ func (c *Core) Apply(b Batch) State {
 	}
 	if b.Links != nil {
 		c.links = b.Links
+	}
+	if b.Assigned != nil {
+		c.assigned = b.Assigned
 	}
 	if b.MTU != 0 {
 		c.mtu = b.MTU

@@ -34,6 +34,9 @@ const (
 	setServices = "network_services"
 )
 
+// fromWorkloads is the chain that packets of workloads pass first.
+const fromWorkloads = "raw_from_workloads"
+
 func setName(set string, v4 bool) string {
 	if v4 {
 		return set + "4"
@@ -65,7 +68,10 @@ func (c *Core) nft(eps desired.Endpoints, t tunnelState, p *problems) desired.NF
 			out.AddChain(name, desired.Hook{Type: kind, Name: hook, Priority: priority}, rules...)
 		}
 	}
-	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append(c.fromWorkloads(p), untracked(t)...))
+	// The packets of all others need not pass the rules for workloads' one by one.
+	out.AddChain(fromWorkloads, desired.Hook{}, c.fromWorkloads(p)...)
+	workloads := desired.Rule{Match: []desired.Match{desired.InInterface(c.opts.InterfacePrefix + "*")}, Do: desired.Jump, Chain: fromWorkloads}
+	chain("raw_prerouting", "filter", "prerouting", priorityRaw, append([]desired.Rule{workloads}, untracked(t)...))
 	chain("raw_output", "filter", "output", priorityRaw, untracked(t))
 	chain("filter_input", "filter", "input", priorityFilter, tunnelGuards(t))
 	chain("filter_services", "filter", "forward", priorityFilter, c.serviceLoops())
@@ -108,22 +114,20 @@ func (c *Core) poolNets(v4 bool) (masq, pools, hosts []netip.Prefix) {
 }
 
 // fromWorkloads is what the packets of workloads must pass before anything else
-// looks at them: the way back to the source must lead to the same interface, and
-// nobody but this host makes tunnel packets.
+// looks at them: nobody but this host makes tunnel packets, and the way back to
+// the source must lead to the same interface.
 func (c *Core) fromWorkloads(p *problems) []desired.Rule {
 	var out []desired.Rule
-	in := desired.InInterface(c.opts.InterfacePrefix + "*")
-	if c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.WorkloadSourceSpoofing }, "Disabled") == "Any" {
-		out = c.allowedSources(p)
-	}
-	out = append(out, dropped(in, desired.Spoofed()))
 	if !c.felixBool(func(s *api.FelixConfigurationSpec) *bool { return s.AllowVXLANPacketsFromWorkloads }) {
-		out = append(out, dropped(in, desired.UDPPort(c.vxlanPort())))
+		out = append(out, dropped(desired.UDPPort(c.vxlanPort())))
 	}
 	if !c.felixBool(func(s *api.FelixConfigurationSpec) *bool { return s.AllowIPIPPacketsFromWorkloads }) {
-		out = append(out, dropped(in, desired.Proto(protocolIPIP)), dropped(in, desired.Proto(protocolIPv6)))
+		out = append(out, dropped(desired.Proto(protocolIPIP)), dropped(desired.Proto(protocolIPv6)))
 	}
-	return out
+	if c.felixText(func(s *api.FelixConfigurationSpec) *string { return s.WorkloadSourceSpoofing }, "Disabled") == "Any" {
+		out = append(out, c.allowedSources(p)...)
+	}
+	return append(out, dropped(desired.Spoofed()))
 }
 
 // allowedSources are the sources besides their own that workloads have been
@@ -142,7 +146,7 @@ func (c *Core) allowedSources(p *problems) []desired.Rule {
 				p.add("WorkloadEndpoint(%s): allowSpoofedSourcePrefixes %q is not a prefix; it is not allowed", k, text)
 				continue
 			}
-			out = append(out, desired.Rule{Match: []desired.Match{desired.InInterface(spec.InterfaceName), desired.SrcNet(net)}, Do: desired.Accept})
+			out = append(out, desired.Rule{Match: []desired.Match{desired.InInterface(spec.InterfaceName), desired.SrcNet(net)}, Do: desired.Return})
 		}
 	}
 	return out

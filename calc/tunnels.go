@@ -149,7 +149,7 @@ func (c *Core) tunnels(p *problems) tunnelState {
 			t.podMTU = min(t.podMTU, c.tunnelMTU(d))
 		}
 		if made, ok := c.tunnelDevice(d, p); ok {
-			made.Addrs = desired.NewAddrSet(use.Addr)
+			made.Addrs = desired.NewAddrSet(c.ownEnd(d, use.Addr))
 			c.behind(&t, d, p)
 			if d.encap == desired.EncapIPIP {
 				made.Hosts = desired.NewNetSet(c.tunnelHosts(&t, d)...)
@@ -208,6 +208,15 @@ func (c *Core) tunnelDevice(d device, p *problems) (desired.Tunnel, bool) {
 	made.Port = c.felixInt(func(s *api.FelixConfigurationSpec) *int { return s.VXLANPort }, vxlanPort)
 	made.Underlay, made.MAC = under, tunnelMAC(self, d)
 	return made, true
+}
+
+// ownEnd is the address of this host's device: that on its Node, else that which it has been assigned and will have there
+// once the device has it.
+func (c *Core) ownEnd(d device, named netip.Addr) netip.Addr {
+	if named.IsValid() {
+		return named
+	}
+	return c.assigned[d.name]
 }
 
 // uplinks are the interfaces that tunnel packets may come in by: the one with

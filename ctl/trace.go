@@ -37,8 +37,8 @@ func (a *app) traceCommand() *cobra.Command {
 		Long: `Follow a packet from A to B and its answer back, hop by hop: the rule, route, veth,
 tunnel, neighbour and forwarding entry used at each, the encapsulation and the MTU, and
 where and why the packet would be lost. A and B are hosts, workloads (name, pod
-NAMESPACE/POD, endpoint, container ID, host interface) or addresses. No packet is sent,
-and packet filters are not looked at.
+NAMESPACE/POD, endpoint, container ID, host interface) or addresses. No packet is sent.
+Packet filters of others that could drop the packet are named; for policy see explain.
 
 This host and its workloads are looked at as they are; other hosts are computed from
 the datastore, marked with *, since nothing connects the agents of two hosts.

@@ -9,5 +9,7 @@
 // source checks count as they do for packets. Cluster makes a view of a host
 // from the datastore: what its agent would program. No packet is sent.
 //
-// Packet filters are no part of a trace.
+// Others' packet filters that a packet has to pass and that could drop it are
+// named; their rules are not evaluated. What our own policy says is package
+// explain's.
 package trace

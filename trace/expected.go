@@ -109,6 +109,12 @@ func wantedRoute(k desired.RouteKey, r desired.Route) Route {
 		Dst: k.Dst, Type: Unicast, Gateway: r.Gateway, Dev: r.Dev, Onlink: r.Onlink, Table: k.Table, Priority: int(k.Priority), MTU: r.MTU,
 		Line: r.Line(k),
 	}
+	if hops := r.Hops(); len(hops) > 1 {
+		out.Gateway, out.Dev = hops[0].Gateway, hops[0].Dev
+		for _, h := range hops {
+			out.Ways += way(h.Gateway, h.Dev, 1, 0) + "\n"
+		}
+	}
 	switch r.Type {
 	case desired.Blackhole:
 		out.Type = Blackhole

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/manekinet/maneki/dataplane/nft"
 )
 
 // maxListings bounds how often a listing is repeated that the kernel says was
@@ -95,6 +97,9 @@ func (k *kernel) read(v *View) error {
 		if err := k.tables(v, family); err != nil {
 			return err
 		}
+	}
+	if v.Filters, err = filters(); err != nil {
+		return err
 	}
 	v.NoForward4 = sysctlIs("net/ipv4/ip_forward", "0")
 	v.NoForward6 = sysctlIs("net/ipv6/conf/all/forwarding", "0")
@@ -229,7 +234,46 @@ func (k *kernel) ask(q Query) (Route, error) {
 	if q.Dst.Is6() {
 		family = unix.AF_INET6
 	}
-	return k.route(got[0], family), nil
+	r := k.route(got[0], family)
+	if r.Ways == "" {
+		return r, nil
+	}
+	// The question above gives the route; without FIBMatch the kernel says which of the ways it takes.
+	o.FIBMatch = false
+	if taken, err := k.handle.RouteGetWithOptions(q.Dst.AsSlice(), o); err == nil && len(taken) > 0 {
+		r.Gateway, r.Dev = toAddr(taken[0].Gw), k.names[taken[0].LinkIndex]
+	}
+	return r, nil
+}
+
+// filters are those of others that could drop.
+func filters() ([]Filter, error) {
+	chains, err := nft.Others()
+	if err != nil {
+		return nil, err
+	}
+	var out []Filter
+	for _, c := range chains {
+		f := Filter{Name: c.String(), Hook: c.Hook, V4: c.Family != "ip6", V6: c.Family != "ip"}
+		switch {
+		case c.PolicyDrop:
+			f.What = "drops what none of its rules accepts (policy drop)"
+		case c.MayDrop:
+			f.What = "has rules that drop"
+		default:
+			continue
+		}
+		out = append(out, f)
+	}
+	legacy, err := nft.LegacyTables()
+	for _, table := range legacy {
+		if strings.HasSuffix(table, " nat") {
+			continue
+		}
+		family, _, _ := strings.Cut(table, " ")
+		out = append(out, Filter{Name: table, V4: family == "ip", V6: family == "ip6", What: "is a table of the older iptables, whose rules are not looked at"})
+	}
+	return out, err
 }
 
 // route converts at the edge to netlink.
@@ -247,11 +291,27 @@ func (k *kernel) route(r netlink.Route, family int) Route {
 		ones, _ := r.Dst.Mask.Size()
 		out.Dst = netip.PrefixFrom(toAddr(r.Dst.IP), ones)
 	}
-	if len(r.MultiPath) > 0 && out.Dev == "" { // the first is as good as any to follow
-		out.Gateway, out.Dev = toAddr(r.MultiPath[0].Gw), k.names[r.MultiPath[0].LinkIndex]
-	}
 	out.Line = line(out, int(r.Protocol), int(r.Scope), toAddr(r.Src))
+	if len(r.MultiPath) > 0 { // the first is as good as any to follow, if the kernel is not asked
+		out.Gateway, out.Dev = toAddr(r.MultiPath[0].Gw), k.names[r.MultiPath[0].LinkIndex]
+		for _, hop := range r.MultiPath {
+			out.Ways += way(toAddr(hop.Gw), k.names[hop.LinkIndex], hop.Hops+1, hop.Flags) + "\n"
+		}
+	}
 	return out
+}
+
+// way prints a next hop of several.
+func way(gateway netip.Addr, dev string, weight, flags int) string {
+	text := "nexthop"
+	if gateway.IsValid() {
+		text += " via " + gateway.String()
+	}
+	text += fmt.Sprintf(" dev %s weight %d", dev, weight)
+	if flags&unix.RTNH_F_LINKDOWN != 0 {
+		text += " linkdown"
+	}
+	return text
 }
 
 func typeName(t int) RouteType {

@@ -25,6 +25,9 @@ func TestLook(t *testing.T) {
 		"ip route add blackhole 10.0.0.0/26 proto 80",
 		"ip route add 10.9.0.0/24 via 172.18.0.7 table 77",
 		"ip route add 10.9.0.0/24 via 172.18.0.8 metric 5",
+		"ip route add 10.8.0.0/24 nexthop via 172.18.0.7 dev eth0 nexthop via 172.18.0.8 dev eth0 weight 2",
+		"nft add table ip filter",
+		"nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }",
 		"ip rule add from 10.5.0.0/16 lookup 77 priority 100",
 		"ip route add 10.5.0.9 dev cali1",
 		"sysctl -qw net.ipv4.conf.cali1.proxy_arp=1",
@@ -58,6 +61,16 @@ func TestLook(t *testing.T) {
 	}
 	if v.NoForward4 || !v.NoForward6 {
 		t.Errorf("forwarding: IPv4 off %t, IPv6 off %t", v.NoForward4, v.NoForward6)
+	}
+	if len(v.Filters) != 1 || v.Filters[0] != (Filter{"ip filter FORWARD", "forward", true, false, "drops what none of its rules accepts (policy drop)"}) {
+		t.Errorf("packet filters %+v", v.Filters)
+	}
+	several, err := v.Lookup(Query{Dst: addr("10.8.0.1")})
+	if want := "nexthop via 172.18.0.7 dev eth0 weight 1\nnexthop via 172.18.0.8 dev eth0 weight 2\n"; err != nil || several.Ways != want {
+		t.Errorf("next hops %q, %v", several.Ways, err)
+	}
+	if several.Dev != "eth0" || several.Gateway != addr("172.18.0.7") && several.Gateway != addr("172.18.0.8") {
+		t.Errorf("taken: %s dev %s", several.Gateway, several.Dev)
 	}
 	for _, tt := range []struct{ name, src, dst, in, want, rule string }{
 		{"remote block", "", "10.0.1.9", "", "10.0.1.0/26 via 10.0.1.0 dev vxlan.calico proto 80 onlink", "32766: from all lookup main"},

@@ -39,6 +39,8 @@ type View struct {
 	Rules      []Rule
 	Neighbours []Neighbour
 	FDB        []FDBEntry
+	// Filters are those of others through which a packet may not pass.
+	Filters []Filter
 	// NoForward4 and NoForward6: packets that are not for it are dropped.
 	NoForward4, NoForward6 bool
 
@@ -139,6 +141,17 @@ type Route struct {
 	Priority int
 	MTU      int
 	Line     string // as ip-route(8) prints it
+	// Ways are all next hops where there are several, a line each as ip-route(8) prints them; Gateway and Dev are those of the
+	// one that is followed.
+	Ways string
+}
+
+// Filter is a packet filter that is not ours.
+type Filter struct {
+	Name   string // "ip filter FORWARD"
+	Hook   string // empty: not known, as with the older iptables
+	V4, V6 bool
+	What   string // what it may do to a packet
 }
 
 // Neighbour is an entry of ip-neighbour(8).

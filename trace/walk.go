@@ -249,7 +249,34 @@ func (t *walker) routed(q Query, r Route) {
 		h.What += ": " + w
 	}
 	t.hop(h)
+	if r.Ways != "" {
+		for w := range strings.Lines(r.Ways) {
+			t.note("%s", strings.TrimSpace(w))
+		}
+		next := r.Dev
+		if r.Gateway.IsValid() {
+			next = r.Gateway.String() + " on " + r.Dev
+		}
+		t.note("this packet goes to %s; a connection with other addresses or ports may go another way", next)
+	}
+	t.filters(q)
 	t.compare(q, r)
+}
+
+// filters notes others' packet filters that the packet has to pass here and that may drop it.
+func (t *walker) filters(q Query) {
+	hooks := []string{"prerouting", "forward", "postrouting", ""}
+	if q.In == "" {
+		hooks = []string{"output", "postrouting", ""}
+	}
+	if owner, ok := t.at.Owner(q.Dst); ok && owner.Name != "" {
+		hooks = []string{"prerouting", "input", ""}
+	}
+	for _, f := range t.at.Filters {
+		if slices.Contains(hooks, f.Hook) && (q.Dst.Is4() && f.V4 || q.Dst.Is6() && f.V6) {
+			t.note("packet filter of others: %s %s", f.Name, f.What)
+		}
+	}
 }
 
 // words says what a route is.
@@ -286,6 +313,9 @@ func (t *walker) compare(q Query, have Route) {
 		return
 	}
 	want, err := wanted.best(q.Dst)
+	if err == nil && want.Dst == have.Dst && want.Ways != "" && have.Ways != "" {
+		return // the kernel may take another of them
+	}
 	if err != nil || !ours(want) || want.Dst == have.Dst && want.Gateway == have.Gateway && want.Dev == have.Dev && want.Type == have.Type {
 		return
 	}
@@ -461,6 +491,7 @@ func (t *walker) arrive(r Route) {
 			l.Name = r.Dev
 		}
 		t.hop(Hop{Object: "address", What: fmt.Sprintf("%s is an address of %s", t.inner.dst, l.Name)})
+		t.filters(Query{Dst: t.inner.dst, In: t.in})
 		t.path.Delivered, t.done = true, true
 		return
 	}
@@ -475,8 +506,10 @@ func (t *walker) arrive(r Route) {
 	case !l.Up:
 		h.Lost = l.Name + " is down"
 	}
+	in, dst := t.in, s.dst
 	t.outer, t.in = nil, l.Name
 	t.hop(h)
+	t.filters(Query{Dst: dst, In: in})
 	if h.Lost != "" {
 		t.remedy()
 	}

@@ -3,6 +3,7 @@
 //
 //	tunnels serve                 answer on this workload, until killed
 //	tunnels measure NAME ADDR     one line: name, round trip p50 and p99, stream, connections
+//	tunnels trips NAME ADDR       only the round trips, for a shorter time
 //	tunnels table                 medians of such lines on standard input, as a table
 //	tunnels hosts                 in the lab host that keeps the datastore; see hosts.go
 //
@@ -50,12 +51,14 @@ func run(args []string) error {
 		return serve()
 	case len(args) == 3 && args[0] == "measure":
 		return measure(args[1], args[2])
+	case len(args) == 3 && args[0] == "trips":
+		return onlyTrips(args[1], args[2])
 	case len(args) == 1 && args[0] == "table":
 		return table(os.Stdin, os.Stdout)
 	case len(args) > 0 && args[0] == "hosts":
 		return hosts(args[1:])
 	}
-	return errors.New("usage: tunnels serve | measure NAME ADDR | table | hosts [flags]")
+	return errors.New("usage: tunnels serve | measure NAME ADDR | trips NAME ADDR | table | hosts [flags]")
 }
 
 func serve() error {
@@ -94,7 +97,7 @@ func accept(l net.Listener, answer func(net.Conn) error) error {
 }
 
 func measure(name, addr string) error {
-	trips, err := roundTrips(addr + portEcho)
+	trips, err := roundTrips(addr+portEcho, span)
 	if err != nil {
 		return err
 	}
@@ -106,12 +109,22 @@ func measure(name, addr string) error {
 	if err != nil {
 		return err
 	}
-	us := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 	fmt.Printf("%s\t%.1f\t%.1f\t%.2f\t%.0f\n", name, us(trips[len(trips)/2]), us(trips[len(trips)*99/100]), gbit, rate)
 	return nil
 }
 
-func roundTrips(addr string) ([]time.Duration, error) {
+func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
+func onlyTrips(name, addr string) error {
+	trips, err := roundTrips(addr+portEcho, span/2)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s\t%.2f\t%.1f\n", name, us(trips[len(trips)/2]), us(trips[len(trips)*99/100]))
+	return nil
+}
+
+func roundTrips(addr string, span time.Duration) ([]time.Duration, error) {
 	c, err := net.DialTimeout("tcp4", addr, time.Second)
 	if err != nil {
 		return nil, err
@@ -198,37 +211,43 @@ func once(addr string) error {
 }
 
 func table(in io.Reader, out io.Writer) error {
-	const columns = 4
+	columns := [...]struct{ title, format string }{ // a line of `trips` has the first two
+		{"round trip p50 µs", "%.1f"}, {"p99 µs", "%.0f"}, {"TCP stream Gbit/s", "%.1f"}, {"new connections/s", "%.0f"},
+	}
 	var order []string
-	values := map[string][columns][]float64{}
+	values, width := map[string][][]float64{}, 0
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		words := strings.Split(lines.Text(), "\t")
-		if len(words) != columns+1 {
-			return fmt.Errorf("line %q: want a name and %d numbers", lines.Text(), columns)
+		if len(words) < 2 || len(words) > len(columns)+1 || width > 0 && len(words) != width+1 {
+			return fmt.Errorf("line %q: want a name and at most %d numbers, as many in each line", lines.Text(), len(columns))
 		}
+		width = len(words) - 1
 		if _, ok := values[words[0]]; !ok {
 			order = append(order, words[0])
+			values[words[0]] = make([][]float64, width)
 		}
-		v := values[words[0]]
 		for i, w := range words[1:] {
 			f, err := strconv.ParseFloat(w, 64)
 			if err != nil {
 				return fmt.Errorf("line %q: %w", lines.Text(), err)
 			}
-			v[i] = append(v[i], f)
+			values[words[0]][i] = append(values[words[0]][i], f)
 		}
-		values[words[0]] = v
 	}
-	fmt.Fprintln(out, "| way | rounds | round trip p50 µs | p99 µs | TCP stream Gbit/s | new connections/s |")
-	fmt.Fprintln(out, "|---|---|---|---|---|---|")
+	fmt.Fprint(out, "| way | rounds |")
+	for _, c := range columns[:width] {
+		fmt.Fprintf(out, " %s |", c.title)
+	}
+	fmt.Fprintf(out, "\n|---|---|%s\n", strings.Repeat("---|", width))
 	for _, name := range order {
 		v := values[name]
-		cell := func(i int, format string) string {
+		fmt.Fprintf(out, "| %s | %d |", name, len(v[0]))
+		for i, c := range columns[:width] {
 			slices.Sort(v[i])
-			return fmt.Sprintf(format+" ["+format+"–"+format+"]", v[i][len(v[i])/2], v[i][0], v[i][len(v[i])-1])
+			fmt.Fprintf(out, " "+c.format+" ["+c.format+"–"+c.format+"] |", v[i][len(v[i])/2], v[i][0], v[i][len(v[i])-1])
 		}
-		fmt.Fprintf(out, "| %s | %d | %s | %s | %s | %s |\n", name, len(v[0]), cell(0, "%.1f"), cell(1, "%.0f"), cell(2, "%.1f"), cell(3, "%.0f"))
+		fmt.Fprintln(out)
 	}
 	return lines.Err()
 }

@@ -28,10 +28,11 @@ const (
 
 // socket is one netlink socket. It is used by one goroutine at a time.
 type socket struct {
-	fd   int
-	port uint32 // our address, which the kernel puts into the notifications of our changes
-	seq  uint32
-	buf  []byte
+	fd     int
+	family uint8  // of what is listed
+	port   uint32 // our address, which the kernel puts into the notifications of our changes
+	seq    uint32
+	buf    []byte
 }
 
 func open() (*socket, error) {
@@ -39,7 +40,7 @@ func open() (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	s := &socket{fd: fd, seq: uint32(time.Now().Unix()), buf: make([]byte, 256<<10)}
+	s := &socket{fd: fd, family: unix.NFPROTO_INET, seq: uint32(time.Now().Unix()), buf: make([]byte, 256<<10)}
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
 	err = errors.Join(
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
@@ -144,7 +145,7 @@ func (s *socket) dump(typ uint16, attrs []byte, reset func(), each func(attribut
 func (s *socket) dumpOnce(typ uint16, attrs []byte, each func(attributes)) error {
 	s.seq++
 	seq := s.seq
-	req := appendMessage(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, seq, unix.NFPROTO_INET, 0)
+	req := appendMessage(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, seq, s.family, 0)
 	req = append(req, attrs...)
 	binary.NativeEndian.PutUint32(req, uint32(len(req)))
 	if err := unix.Sendto(s.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
