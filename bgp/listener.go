@@ -125,8 +125,10 @@ func (s *Speaker) admit(l *listener, c *net.TCPConn) {
 	if limit == 0 {
 		limit = max(defaultMaxPending, len(s.peers))
 	}
-	for _, o := range s.peers {
-		pending += o.session.Handshakes()
+	if ok { // a stranger is not worth counting for
+		for _, o := range s.peers {
+			pending += o.session.Handshakes()
+		}
 	}
 	s.mu.Unlock()
 	if !ok || pending >= limit {

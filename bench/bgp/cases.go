@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // swarm is the running process of the clients.
@@ -20,8 +21,8 @@ type swarm struct {
 	out *bufio.Reader
 }
 
-func startSwarm(clients, routes int) (*swarm, error) {
-	spec, err := json.Marshal(swarmSpec{Server: server(), Clients: clients, Routes: routes})
+func startSwarm(clients, routes int, patience time.Duration) (*swarm, error) {
+	spec, err := json.Marshal(swarmSpec{Server: server(), Clients: clients, Routes: routes, Patience: patience})
 	if err != nil {
 		return nil, err
 	}
@@ -59,20 +60,33 @@ func (s *swarm) stop() {
 	_ = s.cmd.Wait() // it was killed
 }
 
+// plan is what is measured.
+type plan struct {
+	sizes, blocks []int
+	daemons       []string
+	flaps         int // of Maneki
+	otherFlaps    int
+	patience      time.Duration // the longest wait for one picture
+}
+
+func (p plan) flapsOf(daemon string) int {
+	if daemon == "maneki" {
+		return p.flaps
+	}
+	return p.otherFlaps
+}
+
 // reflectors prints the table of reflectors.
-func reflectors(ctx context.Context, sizes, blocks []int, names []string, birdMost int) error {
-	fmt.Println("| reflector | clients | routes each | cold ms | flap of one ms | restart ms | CPU s, cold | peak MB |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
-	for _, n := range sizes {
-		for _, r := range blocks {
-			for _, name := range names {
+func (p plan) reflectors(ctx context.Context) error {
+	fmt.Println("| reflector | clients | routes each | cold ms | flaps of one | p50 ms | p99 ms | max ms | restart ms | CPU s, cold | peak MB, cold |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
+	for _, n := range p.sizes {
+		for _, r := range p.blocks {
+			for _, name := range p.daemons {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
-				if name == "bird" && n > birdMost {
-					continue
-				}
-				row, err := reflector(name, n, r)
+				row, err := p.reflector(name, n, r)
 				if err != nil {
 					return fmt.Errorf("%s with %d clients: %w", name, n, err)
 				}
@@ -83,7 +97,9 @@ func reflectors(ctx context.Context, sizes, blocks []int, names []string, birdMo
 	return nil
 }
 
-func reflector(name string, clients, routes int) (string, error) {
+// reflector measures one daemon with one swarm. What comes after a picture that
+// was not complete is not measured.
+func (p plan) reflector(name string, clients, routes int) (string, error) {
 	dir, err := os.MkdirTemp("", "bench-bgp-")
 	if err != nil {
 		return "", err
@@ -97,55 +113,81 @@ func reflector(name string, clients, routes int) (string, error) {
 		return "", err
 	}
 	defer func() { d.kill() }()
-	s, err := startSwarm(clients, routes)
+	s, err := startSwarm(clients, routes, p.patience)
 	if err != nil {
 		return "", err
 	}
 	defer s.stop()
-	cells := []string{name, strconv.Itoa(clients), strconv.Itoa(routes)}
-	var used usage
-	for _, order := range []string{"cold", "flap", "again"} {
-		if len(cells) > 3 && strings.HasPrefix(cells[3], "not") {
-			cells = append(cells, "-")
-			continue
-		}
-		if order == "again" {
-			d.kill()
-			if err := d.start(); err != nil {
-				return "", err
-			}
-		}
-		ms, missing, err := s.do(order)
-		if err != nil {
+	cold, complete, err := s.cell("cold", p.patience)
+	if err != nil {
+		return "", err
+	}
+	used, err := usageOf(d.cmd.Process.Pid)
+	if err != nil {
+		return "", err
+	}
+	flaps, restart := []string{"-", "-", "-", "-"}, "-"
+	if complete {
+		if flaps, complete, err = s.flaps(p.flapsOf(name), p.patience); err != nil {
 			return "", err
 		}
-		if missing != "" {
-			cells = append(cells, fmt.Sprintf("not within %s (%s)", patience, missing))
-		} else {
-			cells = append(cells, fmt.Sprintf("%.0f", ms))
+		d.kill()
+		if err := d.start(); err != nil {
+			return "", err
 		}
-		if order == "cold" {
-			if used, err = usageOf(d.cmd.Process.Pid); err != nil {
-				return "", err
-			}
+		if restart, _, err = s.cell("again", p.patience); err != nil {
+			return "", err
 		}
 	}
-	cells = append(cells, fmt.Sprintf("%.2f", used.cpu.Seconds()), fmt.Sprintf("%.0f", used.peak))
+	cells := append([]string{name, strconv.Itoa(clients), strconv.Itoa(routes), cold}, flaps...)
+	cells = append(cells, restart, fmt.Sprintf("%.2f", used.cpu.Seconds()), fmt.Sprintf("%.0f", used.peak))
 	return "| " + strings.Join(cells, " | ") + " |", nil
+}
+
+// cell is the text of one measurement, and whether it is a time.
+func (s *swarm) cell(order string, patience time.Duration) (text string, complete bool, err error) {
+	ms, missing, err := s.do(order)
+	if missing != "" {
+		return fmt.Sprintf("not complete after %s (%s)", patience, missing), false, err
+	}
+	return fmt.Sprintf("%.0f", ms), true, err
+}
+
+// flaps closes the connection of one client after another, n times, and returns
+// how often, the median, the 99th percentile and the longest time until everybody
+// had everything again. The first that does not complete ends it.
+func (s *swarm) flaps(n int, patience time.Duration) (cells []string, complete bool, err error) {
+	var times []float64
+	for range n {
+		ms, missing, err := s.do("flap")
+		if err != nil {
+			return nil, false, err
+		}
+		if missing != "" {
+			return []string{strconv.Itoa(len(times) + 1), "-", "-", fmt.Sprintf("not complete after %s (%s)", patience, missing)}, false, nil
+		}
+		times = append(times, ms)
+	}
+	slices.Sort(times)
+	cells = []string{strconv.Itoa(n)}
+	for _, i := range []int{n / 2, n * 99 / 100, n - 1} {
+		cells = append(cells, fmt.Sprintf("%.0f", times[i]))
+	}
+	return cells, true, nil
 }
 
 // clientsOf measures one client of Maneki's reflector that is a speaker, too, with
 // the others simulated.
-func clientsOf(ctx context.Context, sizes, blocks []int) error {
+func (p plan) clientsOf(ctx context.Context) error {
 	fmt.Printf("\nOne client of Maneki's reflector, with Maneki's speaker:\n\n")
 	fmt.Println("| other clients | routes held | full ms | CPU s | peak MB |")
 	fmt.Println("|---|---|---|---|---|")
-	for _, n := range sizes {
-		for _, r := range blocks {
+	for _, n := range p.sizes {
+		for _, r := range p.blocks {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			row, err := oneClient(n, r)
+			row, err := p.oneClient(n, r)
 			if err != nil {
 				return fmt.Errorf("client among %d: %w", n, err)
 			}
@@ -155,7 +197,7 @@ func clientsOf(ctx context.Context, sizes, blocks []int) error {
 	return nil
 }
 
-func oneClient(others, routes int) (string, error) {
+func (p plan) oneClient(others, routes int) (string, error) {
 	dir, err := os.MkdirTemp("", "bench-bgp-")
 	if err != nil {
 		return "", err
@@ -178,7 +220,7 @@ func oneClient(others, routes int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := startSwarm(others, routes)
+	s, err := startSwarm(others, routes, p.patience)
 	if err != nil {
 		return "", err
 	}
@@ -200,12 +242,12 @@ func oneClient(others, routes int) (string, error) {
 
 // coldStarts starts a reflector and 50 clients again and again and counts the
 // starts in which a client did not get every route.
-func coldStarts(ctx context.Context, maneki, others int, names []string) error {
+func (p plan) coldStarts(ctx context.Context, maneki, others int) error {
 	const clients, routes = 50, 4
-	fmt.Printf("\nCold starts of %d clients x %d routes, all at once; each with %s to complete.\n\n", clients, routes, patience)
+	fmt.Printf("\nCold starts of %d clients x %d routes, all at once; each with %s to complete.\n\n", clients, routes, p.patience)
 	fmt.Println("| reflector | starts | with a route missing | p50 ms | max ms |")
 	fmt.Println("|---|---|---|---|---|")
-	for _, name := range names {
+	for _, name := range p.daemons {
 		n := others
 		if name == "maneki" {
 			n = maneki
@@ -216,7 +258,7 @@ func coldStarts(ctx context.Context, maneki, others int, names []string) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			ms, missing, err := oneStart(name, clients, routes)
+			ms, missing, err := p.oneStart(name, clients, routes)
 			if err != nil {
 				return fmt.Errorf("cold start of %s: %w", name, err)
 			}
@@ -238,7 +280,7 @@ func coldStarts(ctx context.Context, maneki, others int, names []string) error {
 	return nil
 }
 
-func oneStart(name string, clients, routes int) (float64, string, error) {
+func (p plan) oneStart(name string, clients, routes int) (float64, string, error) {
 	dir, err := os.MkdirTemp("", "bench-bgp-")
 	if err != nil {
 		return 0, "", err
@@ -252,7 +294,7 @@ func oneStart(name string, clients, routes int) (float64, string, error) {
 		return 0, "", err
 	}
 	defer d.kill()
-	s, err := startSwarm(clients, routes)
+	s, err := startSwarm(clients, routes, p.patience)
 	if err != nil {
 		return 0, "", err
 	}

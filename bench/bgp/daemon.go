@@ -17,21 +17,35 @@ import (
 // server is where the reflector listens.
 func server() netip.AddrPort { return netip.MustParseAddrPort("10.3.250.1:179") }
 
-// The clients' next hops are addresses of the namespace, which BIRD takes for
-// its own; it resolves them by a static route instead.
-const birdConf = `
+// birdConf has a session for each client, as confd writes them. The clients' next
+// hops are addresses of the namespace, which BIRD takes for its own; it resolves
+// them by a static route instead. Times are Calico's, the error wait time the
+// shortest that BIRD takes.
+func birdConf(clients int) string {
+	var b strings.Builder
+	b.WriteString(`
 router id 10.3.250.1;
 protocol device { }
 protocol static hops { ipv4; route 10.200.0.0/16 via 10.3.250.2; }
-protocol bgp clients {
+template bgp neighbour {
   local 10.3.250.1 as 64512;
-  neighbor range 10.200.0.0/16 as 64512;
   rr client; rr cluster id ` + clusterID + `; multihop; passive;
+  connect delay time 2; connect retry time 5; error wait time 1, 1;
   ipv4 { import all; export all; gateway recursive; };
 }
-`
+`)
+	for i := range clients {
+		fmt.Fprintf(&b, "protocol bgp c%d from neighbour { neighbor %s as 64512; }\n", i, clientAddr(i))
+	}
+	return b.String()
+}
 
-const frrConf = `
+// frrConf takes clients in by a range, with FRR's own times; tuned, it has a
+// session for each client, as birdConf has, and gathers changes for 100 ms instead
+// of up to 10 s.
+func frrConf(clients int, tuned bool) string {
+	var b strings.Builder
+	b.WriteString(`
 hostname frr
 router bgp 64512
  bgp router-id 10.3.250.1
@@ -39,13 +53,22 @@ router bgp 64512
  no bgp default ipv4-unicast
  neighbor clients peer-group
  neighbor clients remote-as 64512
- bgp listen limit 5000
- bgp listen range 10.200.0.0/16 peer-group clients
- address-family ipv4 unicast
+`)
+	if tuned {
+		b.WriteString(" coalesce-time 100\n neighbor clients passive\n")
+		for i := range clients {
+			fmt.Fprintf(&b, " neighbor %s peer-group clients\n", clientAddr(i))
+		}
+	} else {
+		b.WriteString(" bgp listen limit 5000\n bgp listen range 10.200.0.0/16 peer-group clients\n")
+	}
+	b.WriteString(` address-family ipv4 unicast
   neighbor clients activate
   neighbor clients route-reflector-client
  exit-address-family
-`
+`)
+	return b.String()
+}
 
 // daemon is one reflector that can be started and started again.
 type daemon struct {
@@ -56,7 +79,7 @@ type daemon struct {
 
 func newDaemon(name, dir string, clients int) (*daemon, error) {
 	d := &daemon{name: name}
-	conf := map[string]string{"bird": birdConf, "frr": frrConf}[name]
+	conf := map[string]string{"bird": birdConf(clients), "frr": frrConf(clients, false), "frr-tuned": frrConf(clients, true)}[name]
 	path := filepath.Join(dir, name+".conf")
 	if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
 		return nil, err
@@ -76,13 +99,13 @@ func newDaemon(name, dir string, clients int) (*daemon, error) {
 		d.make = func() (*exec.Cmd, error) {
 			return plain("/usr/sbin/bird", "-f", "-c", path, "-s", file(".ctl"), "-P", file(".pid")), nil
 		}
-	case "frr":
+	case "frr", "frr-tuned":
 		d.make = func() (*exec.Cmd, error) {
 			return plain("/usr/lib/frr/bgpd", "-f", path, "-i", file(".pid"), "--vty_socket", dir, "-z", file(".api"),
 				"-n", "-S", "-Z", "-l", server().Addr().String(), "--limit-fds", "4096"), nil
 		}
 	default:
-		return nil, fmt.Errorf("daemon %q: want maneki, bird or frr", name)
+		return nil, fmt.Errorf("daemon %q: want maneki, bird, frr or frr-tuned", name)
 	}
 	return d, nil
 }

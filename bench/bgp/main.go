@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -102,8 +103,11 @@ func prepare() error {
 func measure(ctx context.Context) error {
 	sizes := flag.String("clients", "50,200,500,1000", "numbers of clients")
 	blocks := flag.String("blocks", "1,10", "numbers of routes that each announces")
-	daemons := flag.String("daemons", "maneki,bird,frr", "what is measured")
-	birdMost := flag.Int("bird-most", 1000, "measure BIRD with no more clients than these")
+	daemons := flag.String("daemons", "maneki,bird,frr,frr-tuned", "what is measured")
+	flaps := flag.Int("flaps", 100, "how often one client of Maneki's flaps")
+	otherFlaps := flag.Int("other-flaps", 5, "the same of the other daemons")
+	patience := flag.Duration("patience", time.Minute, "longest wait for everybody to have everything")
+	ofClients := flag.Bool("of-clients", true, "measure a client of Maneki's reflector, too")
 	starts := flag.Int("starts", 100, "cold starts of Maneki with 50 clients x 4 routes, in which no route may be missed")
 	others := flag.Int("other-starts", 10, "the same of the other daemons")
 	flag.Parse()
@@ -118,14 +122,19 @@ func measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names := strings.Split(*daemons, ",")
-	if err := reflectors(ctx, ns, rs, names, *birdMost); err != nil {
+	p := plan{sizes: ns, blocks: rs, daemons: strings.Split(*daemons, ","), flaps: max(*flaps, 1), otherFlaps: max(*otherFlaps, 1), patience: *patience}
+	if err := p.reflectors(ctx); err != nil {
 		return err
 	}
-	if err := clientsOf(ctx, ns, rs); err != nil {
-		return err
+	if *ofClients {
+		if err := p.clientsOf(ctx); err != nil {
+			return err
+		}
 	}
-	return coldStarts(ctx, *starts, *others, names)
+	if *starts+*others == 0 {
+		return nil
+	}
+	return p.coldStarts(ctx, *starts, *others)
 }
 
 func numbers(list string) ([]int, error) {

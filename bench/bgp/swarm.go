@@ -18,6 +18,8 @@ type swarmSpec struct {
 	Server  netip.AddrPort
 	Clients int
 	Routes  int // of each
+	// Patience is the longest wait for one picture.
+	Patience time.Duration
 }
 
 func clientAddr(i int) netip.Addr {
@@ -50,9 +52,6 @@ func blocks(client, each int) []netip.Prefix {
 // daemon may gather updates for seconds before it sends them.
 const quiet = time.Second
 
-// patience is the longest wait for one picture.
-const patience = 60 * time.Second
-
 // runSwarm is the process of the clients. It obeys one word a line: "cold",
 // "flap", "again" (after the daemon has been started again), and answers with
 // milliseconds, or with what is missing.
@@ -66,6 +65,7 @@ func runSwarm(ctx context.Context, arg string) error {
 		opt.Clients = append(opt.Clients, bgptest.Client{Local: clientAddr(i), RouterID: clientAddr(i), ASN: api.DefaultASNumber, Routes: blocks(i, s.Routes)})
 	}
 	var sw *bgptest.Swarm
+	flapped := 0
 	words := bufio.NewScanner(os.Stdin)
 	for words.Scan() {
 		began := time.Now()
@@ -74,11 +74,12 @@ func runSwarm(ctx context.Context, arg string) error {
 			sw = bgptest.Start(ctx, opt)
 			defer sw.Close()
 		case "flap":
-			sw.Flap(s.Clients / 2)
+			sw.Flap(flapped % s.Clients)
+			flapped += s.Clients/2 + 1
 		}
-		if err := full(ctx, sw, s.Clients, began); err != nil {
+		if err := full(ctx, sw, s, began); err != nil {
 			least, client := sw.Held()
-			fmt.Printf("missing: client %d holds %d of %d\n", client, least, (s.Clients-1)*s.Routes)
+			fmt.Printf("%d of %d up, client %d holds %d of %d: %v\n", sw.Established(), s.Clients, client, least, (s.Clients-1)*s.Routes, sw.Err(client))
 			continue
 		}
 		fmt.Printf("%.1f\n", float64(sw.LastChange().Sub(began).Microseconds())/1000)
@@ -88,11 +89,11 @@ func runSwarm(ctx context.Context, arg string) error {
 
 // full waits until all clients hold everything and nothing changes any more.
 // What was heard before began is not counted as the answer.
-func full(ctx context.Context, sw *bgptest.Swarm, clients int, began time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func full(ctx context.Context, sw *bgptest.Swarm, s swarmSpec, began time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
 	for {
-		if err := sw.Wait(ctx, func() bool { return sw.Full() == clients && sw.Established() == clients }); err != nil {
+		if err := sw.Wait(ctx, func() bool { return sw.Full() == s.Clients && sw.Established() == s.Clients }); err != nil {
 			return err
 		}
 		last := sw.LastChange()

@@ -245,6 +245,10 @@ func (s *Swarm) keepalives(ctx context.Context) {
 	}
 }
 
+// dialTimeout ends a dial that is not answered. A listener whose queue is full drops the SYN, and the kernel sends it
+// again after 1, 3, 7, 15 and 31 s: a new dial is sooner.
+const dialTimeout = time.Second
+
 // run dials until ctx is done.
 func (m *member) run(ctx context.Context) {
 	const longest = time.Second
@@ -273,7 +277,7 @@ func (m *member) run(ctx context.Context) {
 }
 
 func (m *member) session(ctx context.Context) error {
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(m.client.Local, 0))}
+	d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(m.client.Local, 0))}
 	c, err := d.DialContext(ctx, "tcp", m.swarm.opt.Server.String())
 	if err != nil {
 		return err
