@@ -2,9 +2,10 @@
 // route on all others: from the moment the datastore has accepted the block's
 // confirmed affinity to the last netlink notification in the others' namespaces.
 // That spans watch, calculation, BGP on both hosts and the route's netlink
-// request.
+// request. With -bird the host has BIRD instead, and the time runs from the command
+// that enables the block's static route: BGP and netlink alone.
 //
-// It runs inside the lab host that keeps the datastore; see bench/run.
+// It runs inside the lab host that has the blocks; see bench/route/run.
 package main
 
 import (
@@ -32,21 +33,69 @@ func main() {
 	node := flag.String("node", "h1", "the host that gets the blocks")
 	endpoint := flag.String("etcd", "http://127.0.0.1:2379", "datastore")
 	n := flag.Int("n", 100, "blocks")
+	socket := flag.String("bird", "", "control socket of a BIRD, whose protocol \"blocks\" is the static route 10.200.0.0/26")
 	flag.Parse()
-	if err := run(strings.Split(*peers, ","), *node, *endpoint, *n); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	origin, err := originOf(ctx, *socket, *node, *endpoint)
+	if err == nil {
+		err = run(ctx, origin, strings.Split(*peers, ","), *n)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(peers []string, node, endpoint string, n int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	store, err := config.Open(ctx, config.Config{Type: "etcdv3", EtcdEndpoints: []string{endpoint}}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
+// origin is what makes a block appear and go on this host. Both return when that
+// is accepted, with the moment from which the time counts.
+type origin interface {
+	put(ctx context.Context, block netip.Prefix) (time.Time, error)
+	drop(ctx context.Context, block netip.Prefix) (time.Time, error)
+	next(block netip.Prefix) netip.Prefix
+	name() string
+}
+
+func originOf(ctx context.Context, bird, node, endpoint string) (origin, error) {
+	if bird != "" {
+		return dialBIRD(bird)
 	}
-	defer store.Close()
+	store, err := config.Open(ctx, config.Config{Type: "etcdv3", EtcdEndpoints: []string{endpoint}}, slog.New(slog.DiscardHandler))
+	return maneki{store: store, node: node}, err
+}
+
+// maneki is a datastore that an agent on this host follows.
+type maneki struct {
+	store datastore.Store
+	node  string
+}
+
+func (m maneki) name() string { return "maneki" }
+
+func (m maneki) key(block netip.Prefix) datastore.Key {
+	return datastore.Key{Kind: datastore.KindBlockAffinity, Namespace: "host:" + m.node, Name: block.String()}
+}
+
+func (m maneki) put(ctx context.Context, block netip.Prefix) (time.Time, error) {
+	_, err := m.store.Put(ctx, m.key(block), []byte(`{"state":"`+string(api.AffinityConfirmed)+`","deleted":false}`), datastore.Always())
+	return time.Now(), err
+}
+
+func (m maneki) drop(ctx context.Context, block netip.Prefix) (time.Time, error) {
+	err := m.store.Delete(ctx, m.key(block), datastore.Always())
+	return time.Now(), err
+}
+
+// next is the block behind this one.
+func (m maneki) next(block netip.Prefix) netip.Prefix {
+	a := block.Addr()
+	for range 64 {
+		a = a.Next()
+	}
+	return netip.PrefixFrom(a, 26)
+}
+
+func run(ctx context.Context, from origin, peers []string, n int) error {
 	var hosts []chan netlink.RouteUpdate
 	done := make(chan struct{})
 	defer close(done)
@@ -60,36 +109,26 @@ func run(peers []string, node, endpoint string, n int) error {
 	var added, removed []time.Duration
 	block := netip.MustParsePrefix("10.200.0.0/26")
 	for range n {
-		key := datastore.Key{Kind: datastore.KindBlockAffinity, Namespace: "host:" + node, Name: block.String()}
-		if _, err := store.Put(ctx, key, []byte(`{"state":"`+string(api.AffinityConfirmed)+`","deleted":false}`), datastore.Always()); err != nil {
+		began, err := from.put(ctx, block)
+		if err == nil {
+			err = await(ctx, hosts, block, true)
+		}
+		if err != nil {
 			return err
 		}
-		committed := time.Now()
-		if err := await(ctx, hosts, block, true); err != nil {
+		added = append(added, time.Since(began))
+		if began, err = from.drop(ctx, block); err == nil {
+			err = await(ctx, hosts, block, false)
+		}
+		if err != nil {
 			return err
 		}
-		added = append(added, time.Since(committed))
-		if err := store.Delete(ctx, key, datastore.Always()); err != nil {
-			return err
-		}
-		committed = time.Now()
-		if err := await(ctx, hosts, block, false); err != nil {
-			return err
-		}
-		removed = append(removed, time.Since(committed))
-		block = netip.PrefixFrom(next(block), 26)
+		removed = append(removed, time.Since(began))
+		block = from.next(block)
 	}
-	report(fmt.Sprintf("new block to kernel route, %d other hosts", len(peers)), added)
-	report(fmt.Sprintf("block gone to kernel route gone, %d other hosts", len(peers)), removed)
+	report(fmt.Sprintf("%s | %d | new block to kernel route", from.name(), len(peers)), added)
+	report(fmt.Sprintf("%s | %d | block gone to kernel route gone", from.name(), len(peers)), removed)
 	return nil
-}
-
-func next(p netip.Prefix) netip.Addr {
-	a := p.Addr()
-	for range 64 {
-		a = a.Next()
-	}
-	return a
 }
 
 // subscribe listens to the route changes of another host until done is closed.
