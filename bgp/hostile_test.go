@@ -372,10 +372,10 @@ func conversation(t *testing.T) []byte {
 		Communities: "abcdefgh", LargeCommunities: "abcdefghijkl", OriginatorID: netip.MustParseAddr("9.9.9.9"), ClusterList: "abcd",
 	}
 	attrs = attrs.Prepend(65001).Prepend(65002)
-	if msgs, err = message.AppendReach(msgs, message.IPv4, attrs, true, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/24"), netip.MustParsePrefix("0.0.0.0/0")}); err != nil {
+	if msgs, err = message.AppendReach(msgs, message.IPv4, attrs, message.Form{FourOctetAS: true}, message.Plain(netip.MustParsePrefix("172.16.0.0/24"), netip.MustParsePrefix("0.0.0.0/0"))); err != nil {
 		t.Fatal(err)
 	}
-	if msgs, err = message.AppendWithdraw(msgs, message.IPv4, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/24")}); err != nil {
+	if msgs, err = message.AppendWithdraw(msgs, message.IPv4, false, message.Plain(netip.MustParsePrefix("172.16.0.0/24"))); err != nil {
 		t.Fatal(err)
 	}
 	return bytes.Join(append(msgs, message.EndOfRIB(message.IPv4), message.Keepalive()), nil)

@@ -55,7 +55,7 @@ func (p *peer) Up(info session.Info) session.Feed {
 		Internal: info.Session.Internal, NextHop: info.Local,
 		LongLived: info.Open.LongLived.Families != 0,
 		Extended:  info.Session.ExtendedNextHop,
-		Families:  info.Session.Families, FourOctetAS: info.Session.FourOctetAS,
+		Families:  info.Session.Families, FourOctetAS: info.Session.FourOctetAS, PathIDs: info.Session.PathsOut,
 	}
 	g := s.group(p.policy())
 	f.group, f.member, f.initial = g, g.Join(p.source), g.Seq()
@@ -99,8 +99,8 @@ func (s *Speaker) group(policy export.Policy) *updateGroup {
 		return g
 	}
 	g := &updateGroup{Group: export.NewGroup(policy), feeds: make(map[*feed]struct{})}
-	for prefix, path := range s.table.All() {
-		g.Change(prefix, path, true)
+	for prefix := range s.table.All() {
+		g.Change(prefix, s.table.Offers(prefix))
 	}
 	s.groups[policy] = g
 	return g
@@ -134,9 +134,9 @@ func (p *peer) Update(u message.Update) *message.Error {
 	if p.gone {
 		return nil
 	}
-	for _, prefix := range u.Withdrawn {
-		if s.table.Drop(prefix, p.source) {
-			s.bestChanged(prefix)
+	for _, n := range u.Withdrawn {
+		if s.table.Drop(n.Prefix, p.source, n.ID) {
+			s.bestChanged(n.Prefix)
 		}
 	}
 	for _, r := range u.Reach {
@@ -165,12 +165,14 @@ func (p *peer) maxPrefixes() int {
 func (p *peer) learn(r message.Reach) {
 	s := p.speaker
 	raw, most := unique.Make(r.Attrs), p.maxPrefixes()
-	for _, prefix := range r.Prefixes {
+	for _, n := range r.Routes {
 		if p.source.Received() > most {
 			return
 		}
-		if s.table.Put(prefix, p.admit(prefix, raw)) {
-			s.bestChanged(prefix)
+		path := p.admit(n.Prefix, raw)
+		path.ID = n.ID
+		if s.table.Put(n.Prefix, path) {
+			s.bestChanged(n.Prefix)
 		}
 	}
 }

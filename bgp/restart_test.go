@@ -75,7 +75,7 @@ func (w *wirePeer) announce(prefixes ...string) {
 		ps = append(ps, netip.MustParsePrefix(p))
 	}
 	hop := w.conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr()
-	msgs, err := message.AppendReach(nil, message.IPv4, message.Attrs{NextHop: hop, HasLocalPref: true, LocalPref: 100}, true, ps)
+	msgs, err := message.AppendReach(nil, message.IPv4, message.Attrs{NextHop: hop, HasLocalPref: true, LocalPref: 100}, message.Form{FourOctetAS: true}, message.Plain(ps...))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -57,18 +58,19 @@ func (s *Speaker) Routes(view View, peer netip.Addr) ([]Route, error) {
 	case view == ViewReceived:
 		for prefix, path := range s.table.Of(p.source) {
 			best, ok := s.table.Best(prefix)
-			r := route(prefix, path, ok && best.Source == p.source)
+			r := route(prefix, path, ok && best.Source == p.source && best.ID == path.ID)
 			r.Multipath = !r.Best && !r.Refused && slices.Contains(s.table.Hops(prefix), r.NextHop)
 			out = append(out, r)
 		}
 	case p.feed != nil:
 		for prefix, sent := range p.feed.member.Announced() {
 			best, ok := s.table.Best(prefix)
-			r := route(prefix, rib.Path{Source: sent.From, Attrs: sent.Attrs}, ok && best.Source == sent.From)
+			r := route(prefix, rib.Path{Source: sent.From, Attrs: sent.Attrs}, ok && best.Source == sent.From && (sent.ID == 0 || sent.ID == best.Index))
+			r.Multipath = !r.Best && sent.ID != 0
 			out = append(out, r)
 		}
 	}
-	slices.SortFunc(out, func(a, b Route) int { return a.Prefix.Compare(b.Prefix) })
+	slices.SortFunc(out, func(a, b Route) int { return cmp.Or(a.Prefix.Compare(b.Prefix), a.NextHop.Compare(b.NextHop)) })
 	return out, nil
 }
 

@@ -320,7 +320,7 @@ func (s *Speaker) setAnnounce(old, want map[netip.Prefix]Announcement) {
 		}
 	}
 	for prefix := range old {
-		if _, ok := want[prefix]; !ok && s.table.Drop(prefix, s.self) {
+		if _, ok := want[prefix]; !ok && s.table.Drop(prefix, s.self, 0) {
 			s.bestChanged(prefix)
 		}
 	}
@@ -407,9 +407,9 @@ func (s *Speaker) stopPeer(p *peer, why *message.Error) {
 // bestChanged passes changes of best paths on to the update groups and to the reader of Best.
 func (s *Speaker) bestChanged(prefixes ...netip.Prefix) {
 	for _, prefix := range prefixes {
-		best, ok := s.table.Best(prefix)
+		offers := s.table.Offers(prefix)
 		for _, g := range s.groups {
-			if g.Change(prefix, best, ok) {
+			if g.Change(prefix, offers) {
 				g.dirty = true
 			}
 		}

@@ -174,14 +174,14 @@ func (s *Swarm) Mute() {
 // Announce makes client i announce further prefixes.
 func (s *Swarm) Announce(i int, prefixes ...netip.Prefix) error {
 	return s.send(i, prefixes, func(m *member, f message.Family) ([][]byte, error) {
-		return message.AppendReach(nil, f, m.attrs(), true, prefixes)
+		return message.AppendReach(nil, f, m.attrs(), message.Form{FourOctetAS: true}, message.Plain(prefixes...))
 	})
 }
 
 // Withdraw makes client i withdraw prefixes.
 func (s *Swarm) Withdraw(i int, prefixes ...netip.Prefix) error {
 	return s.send(i, prefixes, func(_ *member, f message.Family) ([][]byte, error) {
-		return message.AppendWithdraw(nil, f, prefixes)
+		return message.AppendWithdraw(nil, f, false, message.Plain(prefixes...))
 	})
 }
 
@@ -344,7 +344,7 @@ func (m *member) greet(c net.Conn) error {
 	fam := message.FamilyOf(m.client.Local)
 	if rs := m.client.Routes; len(rs) > 0 {
 		var err error
-		if msgs, err = message.AppendReach(nil, message.FamilyOf(rs[0].Addr()), m.attrs(), true, rs); err != nil {
+		if msgs, err = message.AppendReach(nil, message.FamilyOf(rs[0].Addr()), m.attrs(), message.Form{FourOctetAS: true}, message.Plain(rs...)); err != nil {
 			return err
 		}
 	}
@@ -379,12 +379,12 @@ func (m *member) listen(r *message.Reader, s message.Session) error {
 func (m *member) hear(u message.Update) {
 	m.swarm.mu.Lock()
 	defer m.swarm.mu.Unlock()
-	for _, p := range u.Withdrawn {
-		delete(m.routes, p)
+	for _, n := range u.Withdrawn {
+		delete(m.routes, n.Prefix)
 	}
 	for _, r := range u.Reach {
-		for _, p := range r.Prefixes {
-			m.routes[p] = r.Attrs.NextHop
+		for _, n := range r.Routes {
+			m.routes[n.Prefix] = r.Attrs.NextHop
 		}
 	}
 	m.ended = m.ended || u.EndOfRIB != 0

@@ -35,12 +35,12 @@ func (l *listener) pull(t *rapid.T) {
 		if err != nil || u.Malformed != "" {
 			t.Fatalf("%+v %v", u, err)
 		}
-		for _, p := range u.Withdrawn {
-			delete(l.routes, p)
+		for _, n := range u.Withdrawn {
+			delete(l.routes, n.Prefix)
 		}
 		for _, r := range u.Reach {
-			for _, p := range r.Prefixes {
-				l.routes[p] = uint32(r.Attrs.PathLen())
+			for _, n := range r.Routes {
+				l.routes[n.Prefix] = uint32(r.Attrs.PathLen())
 			}
 		}
 	}
@@ -71,7 +71,7 @@ func TestMembersConverge(t *testing.T) {
 				p := netip.MustParsePrefix(fmt.Sprintf("192.168.%d.0/24", rapid.IntRange(0, 5).Draw(t, "prefix")))
 				if rapid.IntRange(0, 2).Draw(t, "gone") == 0 {
 					delete(want, p)
-					g.Change(p, rib.Path{}, false)
+					g.Change(p, nil)
 					continue
 				}
 				a := message.Attrs{NextHop: netip.MustParseAddr("10.0.0.9")}
@@ -79,7 +79,7 @@ func TestMembersConverge(t *testing.T) {
 					a = a.Prepend(65000)
 				}
 				want[p] = rib.Path{Source: rapid.SampledFrom(sources).Draw(t, "from"), Attrs: unique.Make(a)}
-				g.Change(p, want[p], true)
+				g.Change(p, []rib.Path{want[p]})
 			}
 		}
 		for _, l := range members {
@@ -115,7 +115,7 @@ func TestSharing(t *testing.T) {
 	const routes = 10_000
 	for i := range routes {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16 + byte(i>>16), byte(i >> 8), byte(i)}), 32)
-		g.Change(p, rib.Path{Source: self, Attrs: unique.Make(message.Attrs{})}, true)
+		g.Change(p, []rib.Path{{Source: self, Attrs: unique.Make(message.Attrs{})}})
 	}
 	a, b := g.Join(nil), g.Join(nil)
 	total := 0

@@ -8,6 +8,7 @@
 package export
 
 import (
+	"cmp"
 	"iter"
 	"net/netip"
 	"slices"
@@ -19,9 +20,10 @@ import (
 // Group is one update group.
 type Group struct {
 	policy  Policy
-	routes  map[netip.Prefix]*route
-	live    ring // announced routes, oldest change first
-	dead    ring // withdrawn routes that some member may still have, oldest first
+	routes  map[message.NLRI]*route
+	highest map[netip.Prefix]uint32 // greatest path identifier announced, where that is not 1
+	live    ring                    // announced routes, oldest change first
+	dead    ring                    // withdrawn routes that some member may still have, oldest first
 	seq     uint64
 	members int
 	// at counts the holders of each position: members, and the cached first chunk. Packed chunks and the
@@ -32,7 +34,7 @@ type Group struct {
 
 // route is one exported route, or the memory that it was withdrawn.
 type route struct {
-	prefix     netip.Prefix
+	nlri       message.NLRI
 	attrs      rib.Attrs
 	from       *rib.Source
 	live       bool
@@ -78,12 +80,12 @@ type Member struct {
 	pos    uint64
 	again  bool // everything is to be sent again once the member is up to date
 	// had is what the member may hold from another group; what this one has not is withdrawn first.
-	had map[netip.Prefix]bool
+	had map[message.NLRI]bool
 }
 
 // NewGroup returns an empty group; feed it the table with Change.
 func NewGroup(p Policy) *Group {
-	g := &Group{policy: p, routes: make(map[netip.Prefix]*route), at: make(map[uint64]int), chunks: make(map[uint64]*chunk)}
+	g := &Group{policy: p, routes: make(map[message.NLRI]*route), highest: make(map[netip.Prefix]uint32), at: make(map[uint64]int), chunks: make(map[uint64]*chunk)}
 	g.live.init()
 	g.dead.init()
 	return g
@@ -109,13 +111,14 @@ func (g *Group) Join(source *rib.Source) *Member {
 type Sent struct {
 	Attrs rib.Attrs
 	From  *rib.Source
+	ID    uint32 // path identifier, 0 where there are none
 }
 
 // Announced yields what the member has been sent and what is still in force, in the order of sending.
 func (m *Member) Announced() iter.Seq2[netip.Prefix, Sent] {
 	return func(yield func(netip.Prefix, Sent) bool) {
 		for r := m.group.live.head.next; r != &m.group.live.head && r.seq <= m.pos; r = r.next {
-			if (r.from == nil || r.from != m.source) && !yield(r.prefix, Sent{Attrs: r.attrs, From: r.from}) {
+			if (r.from == nil || r.from != m.source) && !yield(r.nlri.Prefix, Sent{Attrs: r.attrs, From: r.from, ID: r.nlri.ID}) {
 				return
 			}
 		}
@@ -133,10 +136,10 @@ func (m *Member) Leave() {
 // new group has, and withdrawals of what only the old one had.
 func (m *Member) Move(to *Group) {
 	if m.had == nil {
-		m.had = make(map[netip.Prefix]bool, len(m.group.routes))
+		m.had = make(map[message.NLRI]bool, len(m.group.routes))
 	}
-	for prefix := range m.group.routes {
-		m.had[prefix] = true
+	for nlri := range m.group.routes {
+		m.had[nlri] = true
 	}
 	m.Leave()
 	to.members++
@@ -147,19 +150,19 @@ func (m *Member) Move(to *Group) {
 // leftovers encodes the withdrawals that a move left to do. It belongs right before the first chunk: what
 // that does not have is not live in the group now.
 func (m *Member) leftovers() ([][]byte, error) {
-	gone := make(map[message.Family][]netip.Prefix)
-	for prefix := range m.had {
-		if r := m.group.routes[prefix]; r == nil || !r.live || r.from == m.source {
-			f := message.FamilyOf(prefix.Addr())
-			gone[f] = append(gone[f], prefix)
+	gone := make(map[message.Family][]message.NLRI)
+	for nlri := range m.had {
+		if r := m.group.routes[nlri]; r == nil || !r.live || r.from == m.source {
+			f := message.FamilyOf(nlri.Prefix.Addr())
+			gone[f] = append(gone[f], nlri)
 		}
 	}
 	m.had = nil
 	var out [][]byte
 	for _, f := range message.AllFamilies() {
-		slices.SortFunc(gone[f], netip.Prefix.Compare)
+		slices.SortFunc(gone[f], func(a, b message.NLRI) int { return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.ID, b.ID)) })
 		var err error
-		if out, err = message.AppendWithdraw(out, f, gone[f]); err != nil {
+		if out, err = message.AppendWithdraw(out, f, m.group.policy.PathIDs.Has(f), gone[f]); err != nil {
 			return nil, err
 		}
 	}
@@ -186,21 +189,63 @@ func (m *Member) move(to uint64) {
 	m.group.release(from)
 }
 
-// Change tells the group that the best path to p is now best, or, with ok false, that there is none. It
-// reports whether members have something new to send.
-func (g *Group) Change(p netip.Prefix, best rib.Path, ok bool) bool {
-	var attrs rib.Attrs
-	if ok {
-		attrs, ok = g.policy.Apply(p, best)
+// Change tells the group the paths that are now to be announced to p, as Table.Offers gives them: the best one, or,
+// to members that take several, all. It reports whether members have something new to send.
+func (g *Group) Change(p netip.Prefix, offers []rib.Path) bool {
+	if !g.policy.PathIDs.Has(message.FamilyOf(p.Addr())) {
+		var best Sent
+		ok := false
+		if len(offers) > 0 {
+			best.From = offers[0].Source
+			best.Attrs, ok = g.policy.Apply(p, offers[0])
+		}
+		return g.change(p, best, ok)
 	}
-	r := g.routes[p]
+	wanted, highest := g.several(p, offers)
+	news, last := false, uint32(0)
+	for id := uint32(1); id <= highest; id++ {
+		s, ok := wanted[id]
+		s.ID = id
+		news = g.change(p, s, ok) || news
+		if ok {
+			last = id
+		}
+	}
+	delete(g.highest, p)
+	if last > 1 {
+		g.highest[p] = last
+	}
+	return news
+}
+
+// several applies the policy to several paths to p: by identifier, which is the table's small number of each, those
+// that still have a next hop of their own. highest is the greatest identifier to look at.
+func (g *Group) several(p netip.Prefix, offers []rib.Path) (wanted map[uint32]Sent, highest uint32) {
+	wanted, highest = make(map[uint32]Sent, len(offers)), max(g.highest[p], 1)
+	hops := make([]netip.Addr, 0, len(offers))
+	for _, o := range offers {
+		attrs, ok := g.policy.Apply(p, o)
+		if !ok || slices.Contains(hops, attrs.Value().NextHop) {
+			continue
+		}
+		hops = append(hops, attrs.Value().NextHop)
+		wanted[o.Index] = Sent{Attrs: attrs, From: o.Source}
+		highest = max(highest, o.Index)
+	}
+	return wanted, highest
+}
+
+// change is Change for one path; ok says whether there is to be one.
+func (g *Group) change(p netip.Prefix, s Sent, ok bool) bool {
+	nlri := message.NLRI{Prefix: p, ID: s.ID}
+	r := g.routes[nlri]
 	switch {
 	case r == nil && !ok:
 		return false
 	case r == nil:
-		r = &route{prefix: p}
-		g.routes[p] = r
-	case r.live == ok && (!ok || (r.attrs == attrs && r.from == best.Source)):
+		r = &route{nlri: nlri}
+		g.routes[nlri] = r
+	case r.live == ok && (!ok || (r.attrs == s.Attrs && r.from == s.From)):
 		return false
 	case r.live:
 		g.live.remove(r)
@@ -208,7 +253,7 @@ func (g *Group) Change(p netip.Prefix, best rib.Path, ok bool) bool {
 		g.dead.remove(r)
 	}
 	g.seq++
-	r.live, r.attrs, r.from, r.seq = ok, attrs, best.Source, g.seq
+	r.live, r.attrs, r.from, r.seq = ok, s.Attrs, s.From, g.seq
 	if ok {
 		g.live.push(r)
 	} else {
@@ -313,6 +358,6 @@ func (g *Group) prune() {
 	}
 	for r := g.dead.head.next; r != &g.dead.head && r.seq <= low; r = g.dead.head.next {
 		g.dead.remove(r)
-		delete(g.routes, r.prefix)
+		delete(g.routes, r.nlri)
 	}
 }

@@ -43,18 +43,18 @@ func TestMoversConverge(t *testing.T) {
 				rapid.SampledFrom(members).Draw(t, "puller").pull(t)
 			default:
 				p := netip.MustParsePrefix(fmt.Sprintf("192.168.%d.0/24", rapid.IntRange(0, 4).Draw(t, "prefix")))
-				path, ok := rib.Path{}, rapid.IntRange(0, 2).Draw(t, "gone") > 0
+				var offers []rib.Path
 				delete(want, p)
-				if ok {
+				if rapid.IntRange(0, 2).Draw(t, "gone") > 0 {
 					a := message.Attrs{NextHop: netip.MustParseAddr("10.0.0.9")}
 					for range rapid.IntRange(1, 3).Draw(t, "attrs") {
 						a = a.Prepend(65000)
 					}
-					path = rib.Path{Source: rapid.SampledFrom(sources).Draw(t, "from"), Attrs: unique.Make(a)}
-					want[p] = path
+					want[p] = rib.Path{Source: rapid.SampledFrom(sources).Draw(t, "from"), Attrs: unique.Make(a)}
+					offers = []rib.Path{want[p]}
 				}
 				for _, g := range groups {
-					g.Change(p, path, ok)
+					g.Change(p, offers)
 				}
 			}
 		}

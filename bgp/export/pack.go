@@ -1,8 +1,6 @@
 package export
 
 import (
-	"net/netip"
-
 	"github.com/manekinet/maneki/bgp/message"
 	"github.com/manekinet/maneki/bgp/rib"
 )
@@ -36,8 +34,8 @@ type bucket struct {
 // pack computes the chunk that starts after pos: the oldest chunkRoutes changes, withdrawals first.
 func (g *Group) pack(pos uint64) (*chunk, error) {
 	c := &chunk{to: g.seq, packed: g.seq}
-	withdrawn := make(map[message.Family][]netip.Prefix)
-	reach := make(map[bucket][]netip.Prefix)
+	withdrawn := make(map[message.Family][]message.NLRI)
+	reach := make(map[bucket][]message.NLRI)
 	var order []bucket
 	live, dead := g.live.after(pos), g.dead.after(pos)
 	if pos == 0 {
@@ -49,16 +47,16 @@ func (g *Group) pack(pos uint64) (*chunk, error) {
 			break
 		}
 		if dead != &g.dead.head && (live == &g.live.head || dead.seq < live.seq) {
-			f := message.FamilyOf(dead.prefix.Addr())
-			withdrawn[f] = append(withdrawn[f], dead.prefix)
+			f := message.FamilyOf(dead.nlri.Prefix.Addr())
+			withdrawn[f] = append(withdrawn[f], dead.nlri)
 			dead = dead.next
 			continue
 		}
-		b := bucket{family: message.FamilyOf(live.prefix.Addr()), attrs: live.attrs, from: live.from}
+		b := bucket{family: message.FamilyOf(live.nlri.Prefix.Addr()), attrs: live.attrs, from: live.from}
 		if reach[b] == nil {
 			order = append(order, b)
 		}
-		reach[b] = append(reach[b], live.prefix)
+		reach[b] = append(reach[b], live.nlri)
 		live = live.next
 	}
 	return c, c.encode(g.policy, withdrawn, order, reach, pos > 0)
@@ -71,9 +69,9 @@ func seqOr(r, sentinel *route) uint64 {
 	return r.seq
 }
 
-func (c *chunk) encode(p Policy, withdrawn map[message.Family][]netip.Prefix, order []bucket, reach map[bucket][]netip.Prefix, seen bool) error {
+func (c *chunk) encode(p Policy, withdrawn map[message.Family][]message.NLRI, order []bucket, reach map[bucket][]message.NLRI, seen bool) error {
 	for _, f := range message.AllFamilies() {
-		bufs, err := message.AppendWithdraw(nil, f, withdrawn[f])
+		bufs, err := message.AppendWithdraw(nil, f, p.PathIDs.Has(f), withdrawn[f])
 		if err != nil {
 			return err
 		}
@@ -82,7 +80,7 @@ func (c *chunk) encode(p Policy, withdrawn map[message.Family][]netip.Prefix, or
 		}
 	}
 	for _, k := range order {
-		bufs, err := message.AppendReach(nil, k.family, k.attrs.Value(), p.FourOctetAS, reach[k])
+		bufs, err := message.AppendReach(nil, k.family, k.attrs.Value(), message.Form{FourOctetAS: p.FourOctetAS, PathIDs: p.PathIDs.Has(k.family)}, reach[k])
 		if err != nil {
 			return err
 		}
@@ -91,7 +89,7 @@ func (c *chunk) encode(p Policy, withdrawn map[message.Family][]netip.Prefix, or
 			c.messages = append(c.messages, packet{from: k.from, update: b})
 		}
 		if seen && k.from != nil && !k.from.Local && len(bufs) > 0 {
-			if c.messages[first].withdraw, err = message.AppendWithdraw(nil, k.family, reach[k]); err != nil {
+			if c.messages[first].withdraw, err = message.AppendWithdraw(nil, k.family, p.PathIDs.Has(k.family), reach[k]); err != nil {
 				return err
 			}
 		}

@@ -20,6 +20,7 @@ type Policy struct {
 	Extended    bool             // the peer takes routes of IPv4 with an IPv6 next hop (RFC 8950)
 	LongLived   bool             // the peer knows what long-lived stale routes are (RFC 9494)
 	FourOctetAS bool             // the peer reads four-octet AS numbers (RFC 6793)
+	PathIDs     message.Families // the peer takes several paths to one destination (RFC 7911)
 	Self        bool             // next hop self to internal peers, too
 	Keep        bool             // the next hop stays, also to external peers
 	Filter      *filter.Chain    // asked first

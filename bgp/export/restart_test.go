@@ -16,14 +16,14 @@ func TestRefreshKeepsWithdrawals(t *testing.T) {
 	p := netip.MustParsePrefix("192.168.1.0/24")
 	path := rib.Path{Source: &rib.Source{Local: true}, Attrs: unique.Make(message.Attrs{})}
 	m := g.Join(nil)
-	g.Change(p, path, true)
+	g.Change(p, []rib.Path{path})
 	if msgs, err := m.Next(); err != nil || len(msgs) != 1 {
 		t.Fatal(msgs, err)
 	}
-	g.Change(p, rib.Path{}, false)
+	g.Change(p, nil)
 	for i := range 1000 { // so many changes that the cached first chunk is given up
 		other := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32)
-		g.Change(other, path, true)
+		g.Change(other, []rib.Path{path})
 	}
 	m.Restart()
 	withdrawn, routes := 0, map[netip.Prefix]bool{}
@@ -39,8 +39,8 @@ func TestRefreshKeepsWithdrawals(t *testing.T) {
 			}
 			withdrawn += len(u.Withdrawn)
 			for _, r := range u.Reach {
-				for _, p := range r.Prefixes {
-					routes[p] = true
+				for _, n := range r.Routes {
+					routes[n.Prefix] = true
 				}
 			}
 		}

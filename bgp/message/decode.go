@@ -24,7 +24,7 @@ type decoder struct {
 	malformed string // the first reason for treat-as-withdraw
 	as4       string // AS4_PATH of an old speaker (RFC 6793)
 
-	reach, unreach []netip.Prefix
+	reach, unreach []NLRI
 	reachNextHop   netip.Addr
 	unreachFamily  Family
 }
@@ -347,7 +347,7 @@ func (d *decoder) multiprotocol(t wire.BGPAttrType, tlv, value []byte, first boo
 	var err error
 	if t == wire.BGP_ATTR_TYPE_MP_UNREACH_NLRI {
 		d.unreachFamily = f
-		d.unreach, err = prefixes(nil, value[3:], f)
+		d.unreach, err = routesOf(value[3:], f, d.session.PathsIn)
 		return err
 	}
 	if len(value) < 5 || len(value) < 5+int(value[3]) {
@@ -364,7 +364,7 @@ func (d *decoder) multiprotocol(t wire.BGPAttrType, tlv, value []byte, first boo
 	default:
 		return fatal(fmt.Sprintf("MP_REACH_NLRI next hop of %d octets", len(hop)))
 	}
-	d.reach, err = prefixes(nil, nlri, f)
+	d.reach, err = routesOf(nlri, f, d.session.PathsIn)
 	return err
 }
 

@@ -11,13 +11,23 @@ import (
 // room is what an UPDATE has for attributes and routes after header and its two length fields.
 const room = MaxLen - HeaderLen - 4
 
-// AppendWithdraw appends UPDATE messages that withdraw ps, all of family f, as many to a message as fit.
-func AppendWithdraw(dst [][]byte, f Family, ps []netip.Prefix) ([][]byte, error) {
+// Plain are prefixes as NLRI of a session without path identifiers.
+func Plain(ps ...netip.Prefix) []NLRI {
+	out := make([]NLRI, len(ps))
+	for i, p := range ps {
+		out[i].Prefix = p
+	}
+	return out
+}
+
+// AppendWithdraw appends UPDATE messages that withdraw ns, all of family f, as many to a message as fit. ids says
+// whether they have their identifiers (RFC 7911).
+func AppendWithdraw(dst [][]byte, f Family, ids bool, ns []NLRI) ([][]byte, error) {
 	overhead := 0
 	if f != IPv4 {
 		overhead = 4 + 3 // MP_UNREACH_NLRI header with extended length, AFI and SAFI
 	}
-	return pack(dst, room-overhead, ps, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
+	return pack(dst, room-overhead, f, ids, ns, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
 		if f == IPv4 {
 			return wire.NewBGPUpdateMessage(nlri, nil, nil), nil
 		}
@@ -29,13 +39,18 @@ func AppendWithdraw(dst [][]byte, f Family, ps []netip.Prefix) ([][]byte, error)
 	})
 }
 
-// AppendReach appends UPDATE messages that announce ps, all of family f, with attributes a. fourOctetAS
-// says whether the receiver speaks four-octet AS numbers (RFC 6793). Routes of IPv4 with an IPv6 next hop are
-// for receivers that take them (RFC 8950).
-func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.Prefix) ([][]byte, error) {
+// Form is how routes are written for one receiver.
+type Form struct {
+	FourOctetAS bool // it speaks four-octet AS numbers (RFC 6793)
+	PathIDs     bool // routes of the family have identifiers (RFC 7911)
+}
+
+// AppendReach appends UPDATE messages that announce ns, all of family f, with attributes a. Routes of IPv4 with
+// an IPv6 next hop are for receivers that take them (RFC 8950).
+func AppendReach(dst [][]byte, f Family, a Attrs, form Form, ns []NLRI) ([][]byte, error) {
 	a.NextHop = a.NextHop.WithZone("")
 	classic := f == IPv4 && !a.NextHop.Is6()
-	attrs, err := a.wire(f, fourOctetAS)
+	attrs, err := a.wire(f, form.FourOctetAS)
 	if err != nil {
 		return dst, err
 	}
@@ -50,10 +65,10 @@ func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.P
 	if !classic {
 		size += 4 + 5 + 16 // MP_REACH_NLRI header with extended length, fixed fields, next hop
 	}
-	if size+1+f.bits()/8 > room {
+	if size+4+1+f.bits()/8 > room {
 		return dst, fmt.Errorf("encode update: attributes of %d octets leave no room for a route", size)
 	}
-	return pack(dst, room-size, ps, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
+	return pack(dst, room-size, f, form.PathIDs, ns, func(nlri []wire.PathNLRI) (*wire.BGPMessage, error) {
 		if classic {
 			return wire.NewBGPUpdateMessage(nil, attrs, nlri), nil
 		}
@@ -65,9 +80,13 @@ func AppendReach(dst [][]byte, f Family, a Attrs, fourOctetAS bool, ps []netip.P
 	})
 }
 
-// pack cuts ps into runs of at most size octets and makes one message of each.
-func pack(dst [][]byte, size int, ps []netip.Prefix, build func([]wire.PathNLRI) (*wire.BGPMessage, error)) ([][]byte, error) {
+// pack cuts ns into runs of at most size octets and makes one message of each.
+func pack(dst [][]byte, size int, f Family, ids bool, ns []NLRI, build func([]wire.PathNLRI) (*wire.BGPMessage, error)) ([][]byte, error) {
 	var nlri []wire.PathNLRI
+	form, extra := wire.MarshallingOption{}, 0
+	if ids {
+		form.AddPath, extra = map[wire.Family]wire.BGPAddPathMode{f.wire(): wire.BGP_ADD_PATH_SEND}, 4
+	}
 	used := 0
 	flush := func() error {
 		if len(nlri) == 0 {
@@ -77,7 +96,7 @@ func pack(dst [][]byte, size int, ps []netip.Prefix, build func([]wire.PathNLRI)
 		if err != nil {
 			return fmt.Errorf("encode update: %w", err)
 		}
-		b, err := m.Serialize()
+		b, err := m.Serialize(&form)
 		if err != nil {
 			return fmt.Errorf("encode update: %w", err)
 		}
@@ -85,18 +104,18 @@ func pack(dst [][]byte, size int, ps []netip.Prefix, build func([]wire.PathNLRI)
 		nlri, used = nil, 0
 		return nil
 	}
-	for _, p := range ps {
-		one, err := wire.NewIPAddrPrefix(p)
+	for _, n := range ns {
+		one, err := wire.NewIPAddrPrefix(n.Prefix)
 		if err != nil {
-			return dst, fmt.Errorf("encode prefix %s: %w", p, err)
+			return dst, fmt.Errorf("encode prefix %s: %w", n.Prefix, err)
 		}
-		if n := one.Len(); used+n > size {
+		if used+one.Len()+extra > size {
 			if err := flush(); err != nil {
 				return dst, err
 			}
 		}
-		nlri = append(nlri, wire.PathNLRI{NLRI: one})
-		used += one.Len()
+		nlri = append(nlri, wire.PathNLRI{NLRI: one, ID: n.ID})
+		used += one.Len() + extra
 	}
 	return dst, flush()
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -232,7 +234,7 @@ func TestRFC7606(t *testing.T) {
 			if len(u.Withdrawn) != 1 || len(u.Reach) != 0 {
 				t.Errorf("%s: treated as withdraw, yet %+v", c.name, u)
 			}
-		case len(u.Reach) != 1 || u.Reach[0].Prefixes[0] != netip.MustParsePrefix("192.168.1.0/24"):
+		case len(u.Reach) != 1 || u.Reach[0].Routes[0].Prefix != netip.MustParsePrefix("192.168.1.0/24"):
 			t.Errorf("%s: %+v", c.name, u)
 		}
 		if got != c.want {
@@ -314,21 +316,25 @@ func TestUpdateRoundTrip(t *testing.T) {
 		f := rapid.SampledFrom(AllFamilies()).Draw(t, "family")
 		a := attrsGen(f).Draw(t, "attrs")
 		four := rapid.Bool().Draw(t, "four octets")
-		want := map[netip.Prefix]bool{}
+		ids := rapid.Bool().Draw(t, "path identifiers")
+		want := map[NLRI]bool{}
 		for range rapid.IntRange(1, 1500).Draw(t, "routes") {
-			p := netip.PrefixFrom(addrGen(f).Draw(t, "addr"), rapid.IntRange(0, f.bits()).Draw(t, "bits")).Masked()
-			want[p] = true
+			n := NLRI{Prefix: netip.PrefixFrom(addrGen(f).Draw(t, "addr"), rapid.IntRange(0, f.bits()).Draw(t, "bits")).Masked()}
+			if ids {
+				n.ID = rapid.Uint32().Draw(t, "id")
+			}
+			want[n] = true
 		}
-		var ps []netip.Prefix
-		for p := range want {
-			ps = append(ps, p)
-		}
+		ns := slices.Collect(maps.Keys(want))
 		s := Session{Internal: true, FourOctetAS: four, Families: 3}
-		reach, err := AppendReach(nil, f, a, four, ps)
+		if ids {
+			s.PathsIn = f.Set()
+		}
+		reach, err := AppendReach(nil, f, a, Form{FourOctetAS: four, PathIDs: ids}, ns)
 		if err != nil {
 			t.Fatal(err)
 		}
-		seen := map[netip.Prefix]bool{}
+		seen := map[NLRI]bool{}
 		for _, u := range decodeAll(t, reach, s) {
 			if len(u.Reach) != 1 || u.Malformed != "" {
 				t.Fatalf("%+v", u)
@@ -336,20 +342,20 @@ func TestUpdateRoundTrip(t *testing.T) {
 			if d := cmp.Diff(a, u.Reach[0].Attrs, cmpNet); d != "" {
 				t.Fatalf("attributes (-want +got):\n%s", d)
 			}
-			for _, p := range u.Reach[0].Prefixes {
-				seen[p] = true
+			for _, n := range u.Reach[0].Routes {
+				seen[n] = true
 			}
 		}
 		if d := cmp.Diff(want, seen, cmpNet); d != "" {
 			t.Fatal(d)
 		}
-		withdraw, err := AppendWithdraw(nil, f, ps)
+		withdraw, err := AppendWithdraw(nil, f, ids, ns)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, u := range decodeAll(t, withdraw, s) {
-			for _, p := range u.Withdrawn {
-				delete(seen, p)
+			for _, n := range u.Withdrawn {
+				delete(seen, n)
 			}
 		}
 		if len(seen) > 0 {
@@ -405,17 +411,17 @@ func FuzzReceive(f *testing.F) {
 		f.Fatal(err)
 	}
 	a := Attrs{NextHop: netip.MustParseAddr("10.0.0.1"), HasLocalPref: true, LocalPref: 100, Communities: "abcd"}.Prepend(1)
-	reach, err := AppendReach(nil, IPv4, a, true, []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")})
+	reach, err := AppendReach(nil, IPv4, a, Form{FourOctetAS: true}, Plain(netip.MustParsePrefix("192.168.0.0/24")))
 	if err != nil {
 		f.Fatal(err)
 	}
 	a.NextHop = netip.MustParseAddr("fd00::1")
-	reach, err = AppendReach(reach, IPv6, a, true, []netip.Prefix{netip.MustParsePrefix("fd01::/64")})
+	reach, err = AppendReach(reach, IPv6, a, Form{FourOctetAS: true}, Plain(netip.MustParsePrefix("fd01::/64")))
 	if err != nil {
 		f.Fatal(err)
 	}
 	stream := bytes.Join(append(reach, open, Keepalive(), EndOfRIB(IPv6), unhex(f, strings.Repeat("ff", 16)+"00170500010001"), (&Error{Code: 6, Subcode: 2}).Notification()), nil)
-	if reach, err = AppendReach(nil, IPv4, a, true, []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}); err != nil {
+	if reach, err = AppendReach(nil, IPv4, a, Form{FourOctetAS: true}, Plain(netip.MustParsePrefix("192.168.0.0/24"))); err != nil {
 		f.Fatal(err)
 	}
 	long := Open{
@@ -427,13 +433,16 @@ func FuzzReceive(f *testing.F) {
 		f.Fatal(err)
 	}
 	stream = append(append(stream, reach[0]...), second...)
-	for bits := range uint8(32) {
+	for bits := range uint8(64) {
 		f.Add(bits, stream)
 	}
 	f.Fuzz(func(t *testing.T, bits uint8, in []byte) {
 		s := Session{Internal: bits&1 != 0, FourOctetAS: bits&2 != 0, Families: Families(bits >> 2 & 3), ExtendedNextHop: bits&16 != 0}
 		if s.ExtendedNextHop {
 			s.Zone = "eth1"
+		}
+		if bits&32 != 0 {
+			s.PathsIn = s.Families
 		}
 		r := NewReader(bytes.NewReader(in))
 		for range 1000 {
@@ -481,13 +490,13 @@ func receive(t *testing.T, typ Type, body []byte, s Session) {
 			return
 		}
 		for _, r := range u.Reach { // what was accepted can be passed on and says the same
-			fam := FamilyOf(r.Prefixes[0].Addr())
-			msgs, err := AppendReach(nil, fam, r.Attrs, true, r.Prefixes)
+			fam := FamilyOf(r.Routes[0].Prefix.Addr())
+			msgs, err := AppendReach(nil, fam, r.Attrs, Form{FourOctetAS: true, PathIDs: s.PathsIn.Has(fam)}, r.Routes)
 			if err != nil {
 				continue // next hop of the other family, or no room: a policy matter
 			}
-			again, err := DecodeUpdate(msgs[0][HeaderLen:], Session{Internal: true, FourOctetAS: true, Families: 3, ExtendedNextHop: s.ExtendedNextHop, Zone: s.Zone})
-			if err != nil || again.Malformed != "" || again.Reach[0].Attrs.PathString() != r.Attrs.PathString() {
+			again, err := DecodeUpdate(msgs[0][HeaderLen:], Session{Internal: true, FourOctetAS: true, Families: 3, ExtendedNextHop: s.ExtendedNextHop, Zone: s.Zone, PathsIn: s.PathsIn})
+			if err != nil || again.Malformed != "" || again.Reach[0].Attrs.PathString() != r.Attrs.PathString() || again.Reach[0].Routes[0] != r.Routes[0] {
 				t.Fatalf("passed on: %+v, %v", again, err)
 			}
 		}
@@ -516,6 +525,37 @@ func TestNextHopOfIPv6(t *testing.T) {
 				t.Errorf("%s, AFI %s: %+v, %v; want %s", c.name, afi, u, err, c.want)
 			}
 		}
+	}
+}
+
+// TestOpenOfAddPath is RFC 7911 §4: what both ends want counts, and a mode that is not defined does not.
+func TestOpenOfAddPath(t *testing.T) {
+	in := Open{
+		ASN: 64512, HoldTime: 90 * time.Second, ID: netip.MustParseAddr("1.1.1.1"), Families: 3, FourOctetAS: true,
+		AddPath: AddPath{Receive: IPv4.Set(), Send: 3},
+	}
+	b, err := in.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := DecodeOpen(b[HeaderLen:])
+	if err != nil || out != in {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if in, out := (AddPath{Receive: 3, Send: IPv6.Set()}).With(out.AddPath); in != 3 || out != 0 {
+		t.Errorf("in %d, out %d", in, out)
+	}
+	if in, out := (AddPath{Receive: 3, Send: 3}).With(AddPath{}); in != 0 || out != 0 {
+		t.Errorf("with a peer that has not the capability: in %d, out %d", in, out)
+	}
+	wire := unhex(t, "4508 00010103 00020102")
+	i := bytes.Index(b, wire)
+	if i < 0 {
+		t.Fatalf("no ADD-PATH capability %x in %x", wire, b)
+	}
+	b[i+5] = 4 // the mode of IPv4
+	if out, err = DecodeOpen(b[HeaderLen:]); err != nil || out.AddPath != (AddPath{Send: IPv6.Set()}) {
+		t.Errorf("an undefined mode: %+v, %v", out.AddPath, err)
 	}
 }
 

@@ -29,6 +29,51 @@ type Open struct {
 	LongLived    LongLived     // RFC 9494; sent only together with Restart
 	// ExtendedNextHop says that routes of IPv4 may have an IPv6 next hop (RFC 8950).
 	ExtendedNextHop bool
+	AddPath         AddPath // RFC 7911
+}
+
+// AddPath is the ADD-PATH capability (RFC 7911 §4): the families of which the sender takes, and of which it can
+// send, several paths to one destination. The zero value means that it is absent.
+type AddPath struct{ Receive, Send Families }
+
+// With is what two ends agree on: the families whose routes come in and go out with path identifiers.
+func (a AddPath) With(peer AddPath) (in, out Families) {
+	return a.Receive & peer.Send, a.Send & peer.Receive
+}
+
+func (a AddPath) capability() *wire.CapAddPath {
+	var tuples []*wire.CapAddPathTuple
+	for _, f := range AllFamilies() {
+		mode := wire.BGP_ADD_PATH_NONE
+		if a.Receive.Has(f) {
+			mode |= wire.BGP_ADD_PATH_RECEIVE
+		}
+		if a.Send.Has(f) {
+			mode |= wire.BGP_ADD_PATH_SEND
+		}
+		if mode != wire.BGP_ADD_PATH_NONE {
+			tuples = append(tuples, wire.NewCapAddPathTuple(f.wire(), mode))
+		}
+	}
+	return wire.NewCapAddPath(tuples)
+}
+
+// addPathOf reads the capability; a mode that the RFC does not define is ignored (RFC 7911 §4).
+func addPathOf(c *wire.CapAddPath) AddPath {
+	var a AddPath
+	for _, t := range c.Tuples {
+		f, ok := familyOf(t.Family.Afi(), t.Family.Safi())
+		if !ok || t.Mode > wire.BGP_ADD_PATH_BOTH {
+			continue
+		}
+		if t.Mode&wire.BGP_ADD_PATH_RECEIVE != 0 {
+			a.Receive |= f.Set()
+		}
+		if t.Mode&wire.BGP_ADD_PATH_SEND != 0 {
+			a.Send |= f.Set()
+		}
+	}
+	return a
 }
 
 // Restart is the graceful restart capability (RFC 4724 §3). The zero value means that it is absent.
@@ -60,6 +105,9 @@ func (o Open) Encode() ([]byte, error) {
 	}
 	if o.ExtendedNextHop {
 		caps = append(caps, wire.NewCapExtendedNexthop([]*wire.CapExtendedNexthopTuple{wire.NewCapExtendedNexthopTuple(IPv4.wire(), wire.AFI_IP6)}))
+	}
+	if o.AddPath != (AddPath{}) {
+		caps = append(caps, o.AddPath.capability())
 	}
 	as := o.ASN
 	if o.FourOctetAS {
@@ -198,6 +246,8 @@ func (o *Open) capabilities(caps []wire.ParameterCapabilityInterface) {
 				f, ok := familyOf(t.NLRIAFI, uint8(t.NLRISAFI))
 				o.ExtendedNextHop = o.ExtendedNextHop || (ok && f == IPv4 && t.NLRISAFI <= 255 && t.NexthopAFI == wire.AFI_IP6)
 			}
+		case *wire.CapAddPath:
+			o.AddPath = addPathOf(c)
 		case *wire.CapGracefulRestart:
 			o.Restart = restartOf(c)
 		case *wire.CapLongLivedGracefulRestart:

@@ -16,11 +16,20 @@ type Session struct {
 	// ExtendedNextHop says that both sides take routes of IPv4 with an IPv6 next hop (RFC 8950).
 	ExtendedNextHop bool
 	Zone            string // the interface of a session between link-local addresses
+	// PathsIn and PathsOut are the families whose routes come, or are sent, with path identifiers (RFC 7911).
+	PathsIn, PathsOut Families
+}
+
+// NLRI is one path to a prefix. The identifier tells it from other paths to the same prefix on the same session
+// (RFC 7911 §3); it is 0 where there are no identifiers.
+type NLRI struct {
+	Prefix netip.Prefix
+	ID     uint32
 }
 
 // Update is a decoded UPDATE (RFC 4271 §4.3, RFC 4760).
 type Update struct {
-	Withdrawn []netip.Prefix
+	Withdrawn []NLRI
 	Reach     []Reach  // at most one for the NLRI field and one for MP_REACH_NLRI
 	EndOfRIB  Families // the family this message ends, if it is an End-of-RIB marker (RFC 4724)
 	// Malformed says in words what was wrong with an attribute when the message was demoted to a withdrawal
@@ -30,8 +39,8 @@ type Update struct {
 
 // Reach is the routes of one UPDATE that share attributes.
 type Reach struct {
-	Attrs    Attrs
-	Prefixes []netip.Prefix
+	Attrs  Attrs
+	Routes []NLRI
 }
 
 // DecodeUpdate reads the body of an UPDATE. Attribute faults that RFC 7606 does not count as fatal are
@@ -42,10 +51,10 @@ func DecodeUpdate(body []byte, s Session) (Update, error) {
 		return Update{}, err
 	}
 	var u Update
-	if u.Withdrawn, err = prefixes(nil, withdrawn, IPv4); err != nil {
+	if u.Withdrawn, err = routesOf(withdrawn, IPv4, s.PathsIn); err != nil {
 		return Update{}, err
 	}
-	routes, err := prefixes(nil, nlri, IPv4)
+	routes, err := routesOf(nlri, IPv4, s.PathsIn)
 	if err != nil {
 		return Update{}, err
 	}
@@ -85,9 +94,18 @@ func sections(body []byte) (withdrawn, attrs, nlri []byte, err error) {
 	return withdrawn, body[2 : 2+a], body[2+a:], nil
 }
 
-// prefixes appends the NLRI in b, all of family f (RFC 4271 §4.3, RFC 7606 §5.3).
-func prefixes(dst []netip.Prefix, b []byte, f Family) ([]netip.Prefix, error) {
+// routesOf reads the NLRI in b, all of family f (RFC 4271 §4.3, RFC 7606 §5.3); those of the families in ids have
+// identifiers in front (RFC 7911 §3).
+func routesOf(b []byte, f Family, ids Families) ([]NLRI, error) {
+	var out []NLRI
 	for len(b) > 0 {
+		var id uint32
+		if ids.Has(f) {
+			if len(b) < 5 {
+				return nil, &Error{Code: codeUpdate, Subcode: subNetworkField, Text: "path identifier without a prefix"}
+			}
+			id, b = binary.BigEndian.Uint32(b), b[4:]
+		}
 		n := 1 + (int(b[0])+7)/8
 		if int(b[0]) > f.bits() || len(b) < n {
 			return nil, &Error{Code: codeUpdate, Subcode: subNetworkField, Text: fmt.Sprintf("prefix length %d is not valid for %s", b[0], f)}
@@ -100,14 +118,14 @@ func prefixes(dst []netip.Prefix, b []byte, f Family) ([]netip.Prefix, error) {
 		if !ok {
 			return nil, &Error{Code: codeUpdate, Subcode: subNetworkField, Text: "NLRI is not a prefix"}
 		}
-		dst = append(dst, p.Prefix)
+		out = append(out, NLRI{Prefix: p.Prefix, ID: id})
 		b = b[n:]
 	}
-	return dst, nil
+	return out, nil
 }
 
 // finish turns what was decoded into the Update.
-func (d *decoder) finish(u Update, routes []netip.Prefix) Update {
+func (d *decoder) finish(u Update, routes []NLRI) Update {
 	u.Withdrawn = append(u.Withdrawn, d.unreach...)
 	if !d.session.Families.Has(IPv4) {
 		u.Withdrawn, routes = keep(u.Withdrawn, IPv6), nil
@@ -119,21 +137,21 @@ func (d *decoder) finish(u Update, routes []netip.Prefix) Update {
 	}
 	d.mergeAS4()
 	if len(routes) > 0 {
-		u.Reach = append(u.Reach, Reach{Attrs: d.attrs, Prefixes: routes})
+		u.Reach = append(u.Reach, Reach{Attrs: d.attrs, Routes: routes})
 	}
 	if len(d.reach) > 0 {
 		a := d.attrs
 		a.NextHop = d.reachNextHop
-		u.Reach = append(u.Reach, Reach{Attrs: a, Prefixes: d.reach})
+		u.Reach = append(u.Reach, Reach{Attrs: a, Routes: d.reach})
 	}
 	return u
 }
 
-func keep(ps []netip.Prefix, f Family) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range ps {
-		if FamilyOf(p.Addr()) == f {
-			out = append(out, p)
+func keep(ns []NLRI, f Family) []NLRI {
+	var out []NLRI
+	for _, n := range ns {
+		if FamilyOf(n.Prefix.Addr()) == f {
+			out = append(out, n)
 		}
 	}
 	return out

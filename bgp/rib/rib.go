@@ -44,6 +44,11 @@ type Path struct {
 	Source *Source
 	Attrs  Attrs
 	Raw    Attrs // as received, before the import rules; zero for own announcements
+	// ID is the source's identifier of the path (RFC 7911), 0 where it has none: a source has one path to a
+	// destination for each.
+	ID uint32
+	// Index tells the paths to one destination apart, from 1; the table gives it, for the path's life.
+	Index uint32
 	// Interface of an own announcement, for filters; that of a learnt path follows from its next hop.
 	Interface string
 	Stale     bool // kept while the peer restarts (RFC 4724)
@@ -58,8 +63,7 @@ type Table struct{ dests map[netip.Prefix]*dest }
 
 type dest struct {
 	paths []Path
-	best  int          // index in paths, -1 if none is usable
-	hops  []netip.Addr // of all paths that are as good, if they are several
+	choice
 }
 
 // New returns an empty table.
@@ -97,43 +101,64 @@ func (t *Table) All() iter.Seq2[netip.Prefix, Path] {
 	}
 }
 
+// Offers returns the paths to p that a peer which takes several is sent (RFC 7911): the best one first, then those
+// that are as good and have another next hop. It is empty when there is no best path.
+func (t *Table) Offers(p netip.Prefix) []Path {
+	d := t.dests[p]
+	if d == nil || d.best < 0 {
+		return nil
+	}
+	out := make([]Path, 0, max(1, len(d.offers)))
+	out = append(out, d.paths[d.best])
+	for _, i := range d.offers {
+		if i != d.best {
+			out = append(out, d.paths[i])
+		}
+	}
+	return out
+}
+
 // Of yields every path of src, in no particular order.
 func (t *Table) Of(src *Source) iter.Seq2[netip.Prefix, Path] {
 	return func(yield func(netip.Prefix, Path) bool) {
 		for p, d := range t.dests {
-			if i := d.index(src); i >= 0 && !yield(p, d.paths[i]) {
-				return
+			for i := range d.paths {
+				if d.paths[i].Source == src && !yield(p, d.paths[i]) {
+					return
+				}
 			}
 		}
 	}
 }
 
-// Put adds or replaces the path of path.Source to p and reports whether the best path to p, or a path that is
-// as good, changed.
+// Put adds or replaces the path of path.Source with path.ID to p and reports whether the best path to p, or a path
+// that is as good, changed.
 func (t *Table) Put(p netip.Prefix, path Path) bool {
 	d := t.dests[p]
 	if d == nil {
-		d = &dest{best: -1}
+		d = &dest{choice: choice{best: -1}}
 		t.dests[p] = d
 	}
-	old, had := d.current()
-	if i := d.index(path.Source); i >= 0 {
+	old := d.chosen()
+	if i := d.index(path.Source, path.ID); i >= 0 {
+		path.Index = d.paths[i].Index
 		d.paths[i].count(-1)
 		d.paths[i] = path
 	} else {
+		path.Index = d.free()
 		d.paths = append(d.paths, path)
 	}
 	path.count(+1)
-	return d.choose(old, had)
+	return d.choose(old)
 }
 
-// Drop removes the path of src to p and reports what Put does.
-func (t *Table) Drop(p netip.Prefix, src *Source) bool {
+// Drop removes the path of src with its identifier to p and reports what Put does.
+func (t *Table) Drop(p netip.Prefix, src *Source, id uint32) bool {
 	d := t.dests[p]
 	if d == nil {
 		return false
 	}
-	i := d.index(src)
+	i := d.index(src, id)
 	if i < 0 {
 		return false
 	}
@@ -141,14 +166,14 @@ func (t *Table) Drop(p netip.Prefix, src *Source) bool {
 }
 
 func (t *Table) remove(p netip.Prefix, d *dest, i int) bool {
-	old, had := d.current()
+	old := d.chosen()
 	d.paths[i].count(-1)
 	d.paths = append(d.paths[:i], d.paths[i+1:]...)
 	if len(d.paths) == 0 {
 		delete(t.dests, p)
-		return had
+		return old.best != Path{}
 	}
-	return d.choose(old, had)
+	return d.choose(old)
 }
 
 // Sweep removes the paths of src for which gone is true and returns the destinations whose best changed.
@@ -158,7 +183,13 @@ func (t *Table) Sweep(src *Source, gone func(netip.Prefix, Path) bool) []netip.P
 		return nil
 	}
 	for p, d := range t.dests {
-		if i := d.index(src); i >= 0 && gone(p, d.paths[i]) && t.remove(p, d, i) {
+		news := false
+		for i := len(d.paths) - 1; i >= 0; i-- {
+			if d.paths[i].Source == src && gone(p, d.paths[i]) {
+				news = t.remove(p, d, i) || news
+			}
+		}
+		if news {
 			changed = append(changed, p)
 		}
 	}
@@ -173,11 +204,19 @@ func (t *Table) Update(src *Source, f func(netip.Prefix, Path) Path) []netip.Pre
 		return nil
 	}
 	for p, d := range t.dests {
-		i := d.index(src)
-		if i < 0 {
-			continue
+		news := false
+		for i := range d.paths {
+			was := d.paths[i]
+			if was.Source != src {
+				continue
+			}
+			next := f(p, was)
+			next.ID, next.Index = was.ID, was.Index
+			if next != was {
+				news = t.Put(p, next) || news
+			}
 		}
-		if next := f(p, d.paths[i]); next != d.paths[i] && t.Put(p, next) {
+		if news {
 			changed = append(changed, p)
 		}
 	}
@@ -193,15 +232,16 @@ func (t *Table) Retire(src *Source) []netip.Prefix {
 		return nil
 	}
 	for p, d := range t.dests {
-		i := d.index(src)
-		if i < 0 {
-			continue
+		old, mine := d.chosen(), false
+		for i := range d.paths {
+			if d.paths[i].Source == src {
+				mine = true
+				d.paths[i].count(-1)
+				d.paths[i].Stale = true
+				d.paths[i].count(+1)
+			}
 		}
-		old, had := d.current()
-		d.paths[i].count(-1)
-		d.paths[i].Stale = true
-		d.paths[i].count(+1)
-		if d.choose(old, had) {
+		if mine && d.choose(old) {
 			changed = append(changed, p)
 		}
 	}
@@ -219,27 +259,46 @@ func (t *Table) Chosen(src *Source) []netip.Prefix {
 	return out
 }
 
-func (d *dest) index(src *Source) int {
+func (d *dest) index(src *Source, id uint32) int {
 	for i := range d.paths {
-		if d.paths[i].Source == src {
+		if d.paths[i].Source == src && d.paths[i].ID == id {
 			return i
 		}
 	}
 	return -1
 }
 
-func (d *dest) current() (Path, bool) {
-	if d.best < 0 {
-		return Path{}, false
+// free is the lowest index that no path has.
+func (d *dest) free() uint32 {
+	for n := uint32(1); ; n++ {
+		if !slices.ContainsFunc(d.paths, func(p Path) bool { return p.Index == n }) {
+			return n
+		}
 	}
-	return d.paths[d.best], true
 }
 
-func (d *dest) choose(old Path, had bool) bool {
-	before := d.hops
-	d.best, d.hops = best(d.paths)
-	now, has := d.current()
-	return had != has || old != now || !slices.Equal(before, d.hops)
+// outcome is what was chosen, to be compared after a change: the zero Path when nothing was.
+type outcome struct {
+	best   Path
+	hops   []netip.Addr
+	offers []Path
+}
+
+func (d *dest) chosen() outcome {
+	out := outcome{hops: d.hops}
+	if d.best >= 0 {
+		out.best = d.paths[d.best]
+	}
+	for _, i := range d.offers {
+		out.offers = append(out.offers, d.paths[i])
+	}
+	return out
+}
+
+func (d *dest) choose(old outcome) bool {
+	d.choice = best(d.paths)
+	now := d.chosen()
+	return old.best != now.best || !slices.Equal(old.hops, now.hops) || !slices.Equal(old.offers, now.offers)
 }
 
 func (p Path) count(n int) {

@@ -2,7 +2,10 @@ package rib
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"unique"
 
@@ -64,16 +67,21 @@ func TestBest(t *testing.T) {
 	} {
 		for turn := range len(c.paths) { // the order of arrival must not matter
 			in := append(append([]Path{}, c.paths[turn:]...), c.paths[:turn]...)
-			won, _ := best(in)
-			if got := in[won]; got != c.paths[0] {
+			if got := in[best(in).best]; got != c.paths[0] {
 				t.Errorf("%s, order %d: %v won", c.name, turn, got.Source)
 			}
 		}
 	}
 }
 
+// one identifies a path to a destination.
+type one struct {
+	source *Source
+	id     uint32
+}
+
 // TestAnyOrder puts and drops at random and compares the table with a choice made afresh, the counters
-// with a recount, and "changed" with what really changed.
+// with a recount, and "changed" with what really changed. Two of the sources have several paths (RFC 7911).
 func TestAnyOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		tab := New()
@@ -81,63 +89,67 @@ func TestAnyOrder(t *testing.T) {
 		for i := range 4 {
 			sources = append(sources, src(byte(i+1), i%2 == 0))
 		}
-		model := map[netip.Prefix]map[*Source]Path{}
+		model := map[netip.Prefix]map[one]Path{}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			p := netip.MustParsePrefix(fmt.Sprintf("10.0.%d.0/24", rapid.IntRange(0, 3).Draw(t, "prefix")))
 			s := rapid.SampledFrom(sources).Draw(t, "source")
-			before, had := tab.Best(p)
+			id := uint32(0)
+			if s.Internal {
+				id = rapid.Uint32Range(0, 2).Draw(t, "id")
+			}
+			before, beforeHops := tab.Offers(p), tab.Hops(p)
 			var changed bool
 			if model[p] == nil {
-				model[p] = map[*Source]Path{}
+				model[p] = map[one]Path{}
 			}
 			switch rapid.IntRange(0, 3).Draw(t, "action") {
 			case 0:
-				changed = tab.Drop(p, s)
-				delete(model[p], s)
+				changed = tab.Drop(p, s, id)
+				delete(model[p], one{s, id})
 			case 1:
 				stale := rapid.Bool().Draw(t, "only stale")
 				tab.Sweep(s, func(_ netip.Prefix, path Path) bool { return path.Stale || !stale })
 				for _, paths := range model {
-					if path, ok := paths[s]; ok && (path.Stale || !stale) {
-						delete(paths, s)
-					}
+					maps.DeleteFunc(paths, func(k one, path Path) bool { return k.source == s && (path.Stale || !stale) })
 				}
 				continue
 			case 2:
 				tab.Update(s, func(_ netip.Prefix, path Path) Path { path.Stale = true; return path })
 				for _, paths := range model {
-					if path, ok := paths[s]; ok {
-						path.Stale = true
-						paths[s] = path
+					for k, path := range paths {
+						if k.source == s {
+							path.Stale = true
+							paths[k] = path
+						}
 					}
 				}
 				continue
 			default:
-				pref := rapid.Uint32Range(100, 102).Draw(t, "pref")
+				pref, hop := rapid.Uint32Range(100, 102).Draw(t, "pref"), rapid.Byte().Draw(t, "hop")%3
 				path := Path{
-					Source: s, Barred: rapid.IntRange(0, 4).Draw(t, "barred") == 0,
-					Attrs: attrs(func(a *message.Attrs) { a.LocalPref = pref }),
+					Source: s, ID: id, Barred: rapid.IntRange(0, 4).Draw(t, "barred") == 0,
+					Attrs: attrs(func(a *message.Attrs) { a.LocalPref = pref; a.NextHop = netip.AddrFrom4([4]byte{10, 9, 9, hop}) }),
 				}
 				changed = tab.Put(p, path)
-				model[p][s] = path
+				model[p][one{s, id}] = path
 			}
-			after, has := tab.Best(p)
-			if changed != (had != has || before != after) {
-				t.Fatalf("changed = %v, but best went from %v to %v", changed, before, after)
+			after, hops := tab.Offers(p), tab.Hops(p)
+			if changed != (!slices.Equal(before, after) || !slices.Equal(beforeHops, hops)) {
+				t.Fatalf("changed = %v, but the offers went from %v to %v", changed, before, after)
 			}
 		}
 		check(t, tab, sources, model)
 	})
 }
 
-func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map[*Source]Path) {
+func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map[one]Path) {
 	type counts struct{ received, accepted, stale int }
 	want := map[*Source]counts{}
 	dests := 0
 	for p, paths := range model {
 		var list []Path
-		for s, path := range paths {
-			c := want[s]
+		for k, path := range paths {
+			c := want[k.source]
 			c.received++
 			if !path.Barred {
 				c.accepted++
@@ -145,20 +157,19 @@ func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map
 			if path.Stale {
 				c.stale++
 			}
-			want[s] = c
+			want[k.source] = c
 			list = append(list, path)
 		}
 		if len(list) > 0 {
 			dests++
 		}
-		got, ok := tab.Best(p)
-		if i := -1; len(list) > 0 {
-			if i, _ = best(list); ok != (i >= 0) || (ok && got != list[i]) {
-				t.Fatalf("%s: best %v %v, want index %d of %v", p, got, ok, i, list)
+		if len(list) == 0 {
+			if got, ok := tab.Best(p); ok {
+				t.Fatalf("%s: best %v of nothing", p, got)
 			}
-		} else if ok {
-			t.Fatalf("%s: best %v of nothing", p, got)
+			continue
 		}
+		checkOffers(t, tab.Offers(p), list)
 	}
 	if tab.Len() != dests {
 		t.Fatalf("%d destinations, want %d", tab.Len(), dests)
@@ -166,6 +177,68 @@ func check(t *rapid.T, tab *Table, sources []*Source, model map[netip.Prefix]map
 	for _, s := range sources {
 		if got := (counts{s.Received(), s.Accepted(), s.Stale()}); got != want[s] {
 			t.Fatalf("counters of %s: %+v, want %+v", s.Addr, got, want[s])
+		}
+	}
+}
+
+// checkOffers compares the offers with a choice made afresh: the best path is the first, and each index and next
+// hop occurs once.
+func checkOffers(t *rapid.T, got, list []Path) {
+	var want []Path
+	if c := best(list); c.best >= 0 {
+		want = append(want, list[c.best])
+		for _, i := range c.offers[min(1, len(c.offers)):] {
+			want = append(want, list[i])
+		}
+	}
+	indices, hops := map[uint32]bool{}, map[netip.Addr]bool{}
+	for i := range got {
+		indices[got[i].Index], hops[got[i].Attrs.Value().NextHop] = true, true
+		got[i].Index = 0 // the table's own
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("offers %v, want %v of %v", got, want, list)
+	}
+	if len(indices) != len(got) || len(hops) != len(got) || indices[0] {
+		t.Fatalf("indices %v and next hops %v of %v", indices, hops, got)
+	}
+}
+
+// TestOffers is what a peer that takes several paths is sent.
+func TestOffers(t *testing.T) {
+	via := func(hop string, change func(*message.Attrs)) Attrs {
+		return attrs(func(a *message.Attrs) {
+			a.NextHop = netip.MustParseAddr(hop)
+			if change != nil {
+				change(a)
+			}
+		})
+	}
+	own := &Source{Local: true, Internal: true, ID: netip.MustParseAddr("1.0.0.5")}
+	reflected := func(a *message.Attrs) { a.OriginatorID, a.ClusterList = netip.MustParseAddr("1.0.0.1"), "abcd" }
+	for _, c := range []struct {
+		name  string
+		paths []Path
+		want  string
+	}{
+		{"one", []Path{{Source: src(1, true), Attrs: via("10.0.0.1", nil)}}, "10.0.0.1"},
+		{"two", []Path{{Source: src(2, true), Attrs: via("10.0.0.2", nil)}, {Source: src(1, true), Attrs: via("10.0.0.1", nil)}}, "10.0.0.1 10.0.0.2"},
+		{"own beside learnt", []Path{{Source: own, Attrs: attrs(func(a *message.Attrs) { a.NextHop = netip.Addr{} })}, {Source: src(1, true), Attrs: via("10.0.0.1", nil)}}, "invalid IP 10.0.0.1"},
+		{"own of a lower preference", []Path{{Source: own, Attrs: via("10.0.0.9", func(a *message.Attrs) { a.LocalPref = 1 })}, {Source: src(1, true), Attrs: via("10.0.0.1", nil)}}, "10.0.0.9"},
+		{"once more by another reflector", []Path{{Source: src(9, true), Attrs: via("10.0.0.1", reflected)}, {Source: src(1, true), Attrs: via("10.0.0.1", nil)}}, "10.0.0.1"},
+		{"two of one peer", []Path{{Source: src(1, true), ID: 7, Attrs: via("10.0.0.1", nil)}, {Source: src(1, true), ID: 4, Attrs: via("10.0.0.2", nil)}}, "10.0.0.2 10.0.0.1"},
+		{"a worse one", []Path{{Source: src(1, true), Attrs: via("10.0.0.1", nil)}, {Source: src(2, true), Attrs: via("10.0.0.2", func(a *message.Attrs) { a.LocalPref = 1 })}}, "10.0.0.1"},
+	} {
+		p, tb := netip.MustParsePrefix("10.65.0.0/26"), New()
+		for _, path := range c.paths {
+			tb.Put(p, path)
+		}
+		var got []string
+		for _, o := range tb.Offers(p) {
+			got = append(got, o.Attrs.Value().NextHop.String())
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %v, want %s", c.name, got, c.want)
 		}
 	}
 }
@@ -214,8 +287,8 @@ func TestHops(t *testing.T) {
 	}
 	// A path that becomes as good, and one that ceases to be, is a change.
 	p, tb := netip.MustParsePrefix("10.65.0.0/26"), New()
-	one, other := src(1, true), src(2, true)
-	if !tb.Put(p, Path{Source: one, Attrs: via("10.0.0.1", nil)}) || !tb.Put(p, Path{Source: other, Attrs: via("10.0.0.2", nil)}) || !tb.Drop(p, other) {
+	first, other := src(1, true), src(2, true)
+	if !tb.Put(p, Path{Source: first, Attrs: via("10.0.0.1", nil)}) || !tb.Put(p, Path{Source: other, Attrs: via("10.0.0.2", nil)}) || !tb.Drop(p, other, 0) {
 		t.Error("a change of the next hops is not told")
 	}
 }

@@ -257,12 +257,17 @@ func (f *fsm) openMessage(cfg Config) message.Open {
 	return message.Open{
 		LongLived: long,
 		ASN:       cfg.LocalASN, HoldTime: cfg.HoldTime, ID: cfg.RouterID, Families: cfg.Families,
-		RouteRefresh: true, FourOctetAS: true, ExtendedNextHop: cfg.ExtendedNextHop,
+		RouteRefresh: true, FourOctetAS: true, ExtendedNextHop: cfg.ExtendedNextHop, AddPath: addPath(cfg),
 		Restart: message.Restart{
 			Supported: true, Restarting: f.s.opt.Restarting(), Time: cfg.RestartTime,
 			Families: cfg.Families, Forwarding: cfg.Families,
 		},
 	}
+}
+
+// addPath is what this end offers: several paths in both directions.
+func addPath(cfg Config) message.AddPath {
+	return message.AddPath{Receive: cfg.Families, Send: cfg.Families}
 }
 
 // write sends handshake messages and notifications, which always fit into the socket's buffer.

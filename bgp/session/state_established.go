@@ -75,6 +75,7 @@ func (f *fsm) bringUp(c *conn) time.Duration {
 	}
 	c.session = message.Session{Internal: cfg.Internal(), FourOctetAS: c.open.FourOctetAS, Families: cfg.Families & c.open.Families}
 	c.session.ExtendedNextHop, c.session.Zone = cfg.ExtendedNextHop && c.open.ExtendedNextHop, cfg.Remote.Addr().Zone()
+	c.session.PathsIn, c.session.PathsOut = addPath(cfg).With(c.open.AddPath)
 	f.s.setLive(c.Conn)
 	f.unwatch = context.AfterFunc(f.ctx, func() { c.Close() }) // ends a blocked write
 	f.grace, f.long = 0, 0
