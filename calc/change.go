@@ -33,8 +33,8 @@ func (c *Core) poolEvent(e datastore.Event) error {
 		delete(c.settling, name)
 		return err
 	}
-	was, _ := deviceOf(before)
-	if is, _ := deviceOf(after); is.name != was.name {
+	was, _ := c.deviceOf(before)
+	if is, _ := c.deviceOf(after); is.name != was.name {
 		c.settling[name] = true
 		c.changes++
 	}
@@ -51,7 +51,7 @@ type way struct {
 // way decides how packets of a pool with encapsulation travel to a host. The
 // zero value leaves it to BGP.
 func (c *Core) way(t tunnelState, pool *api.IPPool, host netip.Addr) way {
-	d, mode := deviceOf(pool)
+	d, mode := c.deviceOf(pool)
 	other := t.hosts[d.name][host]
 	ready := other.addr.IsValid()
 	switch {

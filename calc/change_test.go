@@ -122,3 +122,26 @@ func TestAChangeWaitsForTheOtherHost(t *testing.T) {
 		})
 	}
 }
+
+// TestAnEncapsulationThatIsSwitchedOff: ipipEnabled: false makes the pool one without encapsulation to this host, and the
+// address of its device is given back.
+func TestAnEncapsulationThatIsSwitchedOff(t *testing.T) {
+	for field, tt := range map[string]struct{ pool, device string }{
+		"ipipEnabled":  {`, "ipipMode": "Always"`, "ipip"},
+		"vxlanEnabled": {`, "vxlanMode": "Always"`, "vxlan"},
+	} {
+		for _, enabled := range []bool{true, false} {
+			s := changeScenario(tt.pool, map[string]string{}, map[string]string{tt.device: "10.1.0.65"})
+			s.Objects = append(s.Objects, json.RawMessage(fmt.Sprintf(
+				`{"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": {%q: %t}}`, field, enabled)))
+			state := calc.New(calc.Options{Node: "n1", InterfacePrefix: "cali"}).Apply(s.batch(t))
+			route := state.Routes[desired.NewRouteKey(netip.MustParsePrefix("10.1.0.64/26"))]
+			if plain := route.Dev == "eth0"; plain == enabled {
+				t.Errorf("%s %t: route %s", field, enabled, route)
+			}
+			if used := state.Use.IPIP.Used || state.Use.VXLAN.Used; used != enabled || len(state.Tunnels) > 0 != enabled {
+				t.Errorf("%s %t: used %t, devices %s", field, enabled, used, state.Tunnels)
+			}
+		}
+	}
+}

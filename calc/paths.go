@@ -52,7 +52,7 @@ func (c *Core) throughTunnel(d device, other peer) bool {
 		return true
 	}
 	for _, pool := range c.pools {
-		if d.mode(pool) == api.EncapAlways {
+		if c.mode(d, pool) == api.EncapAlways {
 			return true
 		}
 	}

@@ -130,7 +130,7 @@ func (c *Core) withoutBGP(pool *api.IPPool) bool {
 	if pool == nil || c.settling[pool.Name] {
 		return false
 	}
-	d, mode := deviceOf(pool)
+	d, mode := c.deviceOf(pool)
 	return mode != api.EncapNever && d.encap == desired.EncapVXLAN
 }
 
@@ -141,7 +141,7 @@ func (c *Core) ways(pool *api.IPPool, t tunnelState, r *resolver, path bgp.Path)
 	for _, hop := range pathHops(path) {
 		// A next hop that is no host of the cluster, such as a router, has no tunnel's end.
 		if pool != nil {
-			d, _ := deviceOf(pool)
+			d, _ := c.deviceOf(pool)
 			if other, ok := t.hosts[d.name][hop]; ok {
 				if w := c.way(t, pool, other.host); w.through != "" {
 					out = append(out, desired.NextHop{Gateway: w.gateway, Dev: w.through, Onlink: true})

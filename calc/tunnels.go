@@ -121,13 +121,31 @@ func (d device) mode(pool *api.IPPool) api.EncapMode {
 }
 
 // deviceOf is the device that packets for a pool may leave by, and when.
-func deviceOf(pool *api.IPPool) (device, api.EncapMode) {
+func (c *Core) deviceOf(pool *api.IPPool) (device, api.EncapMode) {
 	for _, d := range devices() {
-		if m := d.mode(pool); m != api.EncapNever {
+		if m := c.mode(d, pool); m != api.EncapNever {
 			return d, m
 		}
 	}
 	return device{}, api.EncapNever
+}
+
+// mode is how this host uses a device for a pool: not at all where ipipEnabled or vxlanEnabled of FelixConfiguration is false.
+// Then the pool is to this host as one without encapsulation.
+func (c *Core) mode(d device, pool *api.IPPool) api.EncapMode {
+	for _, s := range c.felixSpecs() {
+		enabled := s.VXLANEnabled
+		if d.encap == desired.EncapIPIP {
+			enabled = s.IPIPEnabled
+		}
+		if enabled != nil && *enabled {
+			break
+		}
+		if enabled != nil {
+			return api.EncapNever
+		}
+	}
+	return d.mode(pool)
 }
 
 // tunnels computes the devices, who is behind them, and the MTU that is left for
@@ -165,7 +183,7 @@ func (c *Core) tunnelUse() TunnelUse {
 	for _, name := range slices.Sorted(maps.Keys(c.pools)) {
 		pool := c.pools[name]
 		for _, d := range devices() {
-			if d.mode(pool) == api.EncapNever {
+			if c.mode(d, pool) == api.EncapNever {
 				continue
 			}
 			use := d.use(&u)
@@ -378,7 +396,7 @@ func (c *Core) remoteRoute(rs desired.Routes, t tunnelState, dst netip.Prefix, n
 	if pool == nil || !c.computes(pool) {
 		return
 	}
-	d, mode := deviceOf(pool)
+	d, mode := c.deviceOf(pool)
 	if mode == api.EncapNever {
 		c.plainRoute(rs, dst, node)
 		return
@@ -426,7 +444,7 @@ func (c *Core) plainRoute(rs desired.Routes, dst netip.Prefix, node string) {
 // always with VXLAN; otherwise as programClusterRoutes of FelixConfiguration says,
 // by default with IPIP (spec/calico.md §6.3).
 func (c *Core) computes(pool *api.IPPool) bool {
-	d, mode := deviceOf(pool)
+	d, mode := c.deviceOf(pool)
 	if mode != api.EncapNever && d.encap == desired.EncapVXLAN {
 		return true
 	}

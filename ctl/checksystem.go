@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/manekinet/maneki/ctl/probe"
+	"github.com/manekinet/maneki/dataplane/nft"
 	"github.com/manekinet/maneki/exit"
 )
 
@@ -23,6 +24,7 @@ type System struct {
 	Modules   map[string]bool // those of probe.Modules that are there
 	Features  []probe.Result
 	Leftovers []probe.Leftover
+	Filters   []string // of others, that packets of workloads pass and that could drop them, in words
 }
 
 // inspect finds out about this machine. config names the kernel's configuration,
@@ -40,8 +42,34 @@ func inspect(config string) (*System, error) {
 	if s.Features, err = probe.Kernel(); err != nil {
 		return nil, err
 	}
+	if s.Filters, err = foreignFilters(); err != nil {
+		return nil, err
+	}
 	s.Leftovers, err = probe.Leftovers("")
 	return s, err
+}
+
+// foreignFilters are those on the way of forwarded packets.
+func foreignFilters() ([]string, error) {
+	chains, err := nft.Others()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, c := range chains {
+		switch {
+		case c.Hook != "forward":
+		case c.PolicyDrop:
+			out = append(out, c.String()+" drops what none of its rules accepts (policy drop)")
+		case c.MayDrop:
+			out = append(out, c.String()+" has rules that drop")
+		}
+	}
+	legacy, err := nft.LegacyTables()
+	for _, table := range legacy {
+		out = append(out, table+" is a table of the older iptables (iptables-legacy), whose rules are not looked at")
+	}
+	return out, err
 }
 
 func (a *app) checksystemCommand() *cobra.Command {
@@ -143,6 +171,12 @@ func printSystem(w io.Writer, s *System) error {
 			}
 		}
 		result(f.Feature, word(f.OK()))
+	}
+	if len(s.Filters) > 0 {
+		fmt.Fprintln(w, "Packet filters of others that forwarded packets pass besides ours:")
+		for _, f := range s.Filters {
+			fmt.Fprintf(w, "\t\t%s\n", f)
+		}
 	}
 	if len(s.Leftovers) > 0 {
 		fmt.Fprintln(w, "Found on this host (nothing was changed; --clean-leftovers removes what has no remark):")

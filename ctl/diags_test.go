@@ -167,6 +167,7 @@ func TestChecksystem(t *testing.T) {
 				{Feature: "ipip", For: "IPIP pools", Instead: "BPF", Err: unix.EOPNOTSUPP},
 			},
 			Leftovers: []probe.Leftover{{Of: "Calico", What: "interface tunl0"}},
+			Filters:   []string{"ip filter FORWARD has rules that drop"},
 		}, nil
 	}
 	code, stdout, stderr = system{inspect: bad}.run("", "node", "checksystem")
@@ -179,6 +180,7 @@ func TestChecksystem(t *testing.T) {
 		"\t\tip_tables           \t\t\t\t\tOK\n", "; it is optional\n", "; it is not used\n",
 		"WARNING: veth (for a workload's interface): operation not supported; it is required\n\t\tveth                \t\t\t\t\tFAIL\n",
 		"WARNING: ipip (for IPIP pools): operation not supported; instead: BPF\n",
+		"Packet filters of others that forwarded packets pass besides ours:\n\t\tip filter FORWARD has rules that drop\n",
 		"Found on this host (nothing was changed; --clean-leftovers removes what has no remark):\n\t\tCalico   interface tunl0\n",
 	} {
 		if !strings.Contains(stdout, want) {
