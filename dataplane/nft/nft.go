@@ -148,6 +148,13 @@ func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) 
 	a.using = a.provided()
 	defer func() { a.using = [3]desired.NFT{} }()
 	err := a.change(puts, dels)
+	if errors.Is(err, errNotAtHand) {
+		// More wishes have come since these objects were looked up than are kept. The newest is complete in itself.
+		a.using = a.provided()
+		if puts, dels := a.behind(); len(puts)+len(dels) > 0 {
+			err = a.change(puts, dels)
+		}
+	}
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		if again := a.rebuild(); again != nil {
 			a.refused(again)
@@ -167,6 +174,22 @@ func (a *Applier) Apply(_ context.Context, puts []Entry, dels []desired.NFTKey) 
 		errs[k] = err
 	}
 	return errs
+}
+
+// behind is what the table lacks of the newest wish.
+func (a *Applier) behind() (puts []Entry, dels []desired.NFTKey) {
+	newest := a.using[0].Objects
+	for k, o := range newest {
+		if a.have[k] != o {
+			puts = append(puts, Entry{Key: k, Value: o})
+		}
+	}
+	for k := range a.have {
+		if _, wanted := newest[k]; !wanted {
+			dels = append(dels, k)
+		}
+	}
+	return puts, dels
 }
 
 // rebuild replaces the whole table.

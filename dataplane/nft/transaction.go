@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 
@@ -83,6 +84,9 @@ func (t *transaction) makeChains(puts []Entry) error {
 	return nil
 }
 
+// errNotAtHand is the error of an object that was wanted too long ago: newer wishes have taken its place.
+var errNotAtHand = errors.New("not at hand")
+
 func (t *transaction) rules(e Entry) error {
 	for _, p := range t.provided {
 		rules, ok := p.Rules(e.Value.Rules)
@@ -96,7 +100,7 @@ func (t *transaction) rules(e Entry) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("%s: its rules are not at hand", e.Key)
+	return fmt.Errorf("%s: its rules are %w", e.Key, errNotAtHand)
 }
 
 // fill brings a set's elements to what is wanted, from what was written last, else from nothing.
@@ -104,7 +108,7 @@ func (t *transaction) fill(e Entry) error {
 	k, o := e.Key, e.Value
 	next, ok := t.content(o)
 	if !ok {
-		return fmt.Errorf("%s: its elements are not at hand", k)
+		return fmt.Errorf("%s: its elements are %w", k, errNotAtHand)
 	}
 	have, there := t.a.have[k]
 	there = there && have.Type == o.Type
