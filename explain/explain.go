@@ -66,6 +66,9 @@ type Answer struct {
 
 // Explain follows a packet from one party to the other.
 func Explain(n Network, from, to Party, p policy.Packet) (Answer, error) {
+	if from.Kind == Workload && to.Kind == Outside && to.Addr == policy.Gateway() {
+		to.Kind, to.Node, to.Name = Host, from.Node, from.Node // whoever asks there asks its own host
+	}
 	a, err := follow(n, from, to, p)
 	if err != nil {
 		return Answer{}, err
@@ -94,6 +97,8 @@ type way struct {
 	n Network
 	a Answer
 	p policy.Packet
+	// accepted by an untracked or preDNAT policy: the host endpoint is asked no more, but where the packet leaves again.
+	accepted bool
 }
 
 func (w *way) denied() bool {
@@ -118,7 +123,13 @@ func (w *way) ask(s *policy.State, node string, ep *policy.Endpoint, place polic
 	if w.denied() || ep.Host && place != policy.PlaceNormal && len(ep.At(place).In(d)) == 0 {
 		return
 	}
+	if leaves := place == policy.PlaceForward && d == policy.Egress; ep.Host && w.accepted && !leaves {
+		return
+	}
 	t := s.EvaluateAt(ep, place, d, w.p)
+	if place == policy.PlaceUntracked || place == policy.PlacePreDNAT {
+		w.accepted = t.Allowed && t.Verdict.Reason == policy.ByRule
+	}
 	name := ep.Key.String()
 	for _, party := range []Party{w.a.From, w.a.To} {
 		if party.Kind == Workload && party.Key == ep.Key {
@@ -177,21 +188,30 @@ func (w *way) leave() error {
 		if ep == nil {
 			return fmt.Errorf("workload %s is not known on host %s", from.Name, from.Node)
 		}
+		own := to.Kind == Host && to.Node == from.Node
+		if own && w.p.NeighbourDiscovery() {
+			w.note(from.Node, w.ownHost(), "neighbour and multicast listener discovery (ICMPv6 types 130 to 136) passes whatever policies say")
+			return nil
+		}
 		w.ask(s, from.Node, ep, policy.PlaceNormal, policy.Egress)
-		if !w.denied() && to.Kind == Host && to.Node == from.Node {
+		if !w.denied() && own {
 			w.toOwnHost(s)
 		}
 	}
 	return nil
 }
 
+func (w *way) ownHost() string { return "from a workload to its own host " + w.a.To.Node }
+
 // toOwnHost is defaultEndpointToHostAction.
 func (w *way) toOwnHost(s *policy.State) {
-	title := fmt.Sprintf("from a workload to its own host %s", w.a.To.Node)
-	stage := Stage{Node: w.a.To.Node, Title: title, Allowed: true, Packet: w.p}
+	stage := Stage{Node: w.a.To.Node, Title: w.ownHost(), Allowed: true, Packet: w.p}
 	switch s.Options.EndpointToHost {
 	case policy.EndpointToHostDrop:
-		stage.Allowed, stage.Note = false, "defaultEndpointToHostAction is Drop"
+		stage.Note = "defaultEndpointToHostAction is Drop, which does not concern the name server for containers at " + policy.Gateway().String()
+		if !w.p.NameServer() {
+			stage.Allowed, stage.Note = false, "defaultEndpointToHostAction is Drop"
+		}
 	case policy.EndpointToHostAccept:
 		stage.Note = "defaultEndpointToHostAction is Accept"
 	case policy.EndpointToHostReturn:

@@ -40,6 +40,23 @@ func (p Packet) String() string {
 	return fmt.Sprintf("%s -> %s %s", p.Src, p.Dst, ProtocolName(p.Protocol))
 }
 
+// NeighbourDiscovery reports whether a packet is one that a workload must be able
+// to send to its host whatever policies say: multicast listener and neighbour
+// discovery, ICMPv6 types 130 to 136 (spec/calico.md §5.5).
+func (p Packet) NeighbourDiscovery() bool {
+	return p.Protocol == ProtoICMPv6 && p.Type >= 130 && p.Type <= 136
+}
+
+// Gateway is the address that every workload has as its gateway, which is its
+// host: no other host and no workload has it.
+func Gateway() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, 1}) }
+
+// NameServer reports whether a packet asks the name server that a host has for
+// its workloads on the gateway's address.
+func (p Packet) NameServer() bool {
+	return p.Dst == Gateway() && p.DstPort == 53 && (p.Protocol == ProtoUDP || p.Protocol == ProtoTCP)
+}
+
 // HasPorts reports whether rules may ask for ports of the protocol.
 func HasPorts(protocol uint8) bool {
 	return protocol == ProtoTCP || protocol == ProtoUDP || protocol == ProtoSCTP
