@@ -12,6 +12,7 @@ import (
 	"github.com/manekinet/maneki/api"
 	"github.com/manekinet/maneki/desired"
 	"github.com/manekinet/maneki/policy"
+	"github.com/manekinet/maneki/reconcile"
 )
 
 // enforced is the policy in force, empty before there is one.
@@ -86,6 +87,17 @@ func policyCount(s *policy.State) agentapi.PolicyCount {
 	}
 	for _, set := range s.Sets {
 		c.Members += set.Members.Len()
+	}
+	return c
+}
+
+// policyApplied adds how far the packet filter is in the kernel. What was computed
+// is given to the table before it is counted: when the table has it all, the
+// counts are those of the kernel.
+func policyApplied(c agentapi.PolicyCount, s reconcile.Status[desired.NFTKey]) agentapi.PolicyCount {
+	c.Applied, c.Pending = s.InSync(), s.Wanted-s.Present+s.Extra
+	if s.LastError != nil && !c.Applied {
+		c.Error = s.LastError.Error()
 	}
 	return c
 }

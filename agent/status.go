@@ -30,7 +30,7 @@ func (a *Agent) status() agentapi.Status {
 		Tables:    a.tables.report(),
 		Tunnels:   a.tables.tunnelReport(state),
 		Endpoints: endpointReport(state.Endpoints),
-		Policy:    policyCount(a.pipe.enforced()),
+		Policy:    policyApplied(policyCount(a.pipe.enforced()), a.tables.nft.Status()),
 		Problems:  state.Problems,
 	}
 	s.IPv4, s.IPv6 = a.node.report()

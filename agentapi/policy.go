@@ -5,8 +5,13 @@ import (
 	"net/netip"
 )
 
-// PolicyCount is how much policy a host enforces, a part of Status.
+// PolicyCount is how much policy a host enforces, a part of Status. The counts are
+// of what was computed from the datastore; Applied says whether the kernel has it.
 type PolicyCount struct {
+	Applied bool   `json:"applied"`         // the whole packet filter is in the kernel as computed
+	Pending int    `json:"pending"`         // chains and sets that are not, or are still there and should not be
+	Error   string `json:"error,omitempty"` // why, where an attempt has failed
+
 	Endpoints     int `json:"endpoints"` // workloads
 	HostEndpoints int `json:"hostEndpoints"`
 	Policies      int `json:"policies"` // that select one of them, staged ones included
