@@ -98,6 +98,7 @@ const (
 
 // FollowConnections calls got for every connection that begins or ends in the
 // calling thread's network namespace, until ctx is done; then it returns nil.
+// Those that come faster than got takes them are lost.
 func FollowConnections(ctx context.Context, got func(Event)) error {
 	conn, err := conntrack.Dial(&netlink.Config{})
 	if err != nil {
@@ -106,6 +107,10 @@ func FollowConnections(ctx context.Context, got func(Event)) error {
 	defer conn.Close()
 	if err := conn.SetReadBuffer(eventBuffer); err != nil {
 		return fmt.Errorf("follow connections: enlarge buffer: %w", err)
+	}
+	// Else a burst that the buffer cannot hold would end the following (netlink(7), ENOBUFS).
+	if err := conn.SetOption(netlink.NoENOBUFS, true); err != nil {
+		return fmt.Errorf("follow connections: %w", err)
 	}
 	events := make(chan conntrack.Event, eventQueue)
 	failed, err := conn.Listen(events, 1, []netfilter.NetlinkGroup{netfilter.GroupCTNew, netfilter.GroupCTDestroy})
