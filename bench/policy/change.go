@@ -38,6 +38,12 @@ func change(n int) error {
 		}
 	}
 	fmt.Println()
+	if err := put(a, desired.NFT{}); err != nil {
+		return err
+	}
+	if err := peers(t, probe, n); err != nil {
+		return err
+	}
 	for _, members := range []int{1, 100} {
 		if err := start(t, members); err != nil {
 			return err

@@ -43,7 +43,10 @@ func subjects() []subject {
 		out = append(out, subject{fmt.Sprintf("nft linear, %d rules", n), func(t topology, _ *nft.Applier) error { return t.host.input(linear(n, false), "nft", "-f", "-") }})
 	}
 	out = append(out, subject{"nft linear, 10000 rules, ct first", func(t topology, _ *nft.Applier) error { return t.host.input(linear(10_000, true), "nft", "-f", "-") }})
-	for _, n := range []int{1000, 10_000} {
+	for _, n := range []int{100, 100_000} {
+		out = append(out, subject{fmt.Sprintf("nft, one rule with a set of %d", n), func(t topology, _ *nft.Applier) error { return t.host.input(plainSet(n), "nft", "-f", "-") }})
+	}
+	for _, n := range []int{10, 1000, 10_000} {
 		out = append(out, subject{fmt.Sprintf("iptables-legacy linear, %d rules", n), func(t topology, _ *nft.Applier) error {
 			return t.host.input(legacy(n), "iptables-legacy-restore")
 		}})
@@ -66,6 +69,19 @@ func linear(n int, ctFirst bool) string {
 		fmt.Fprintf(&b, "ip saddr %s tcp dport 8000-8100 accept\n", address(i))
 	}
 	b.WriteString("ip saddr 10.0.0.0/24 accept\ndrop\n}\n}\n")
+	return b.String()
+}
+
+// plainSet is one rule that accepts the members of a set, of which the last is
+// the client.
+func plainSet(n int) string {
+	var b strings.Builder
+	b.WriteString("table ip bench {\nset members {\ntype ipv4_addr;\nelements = { ")
+	for i := range n - 1 {
+		fmt.Fprintf(&b, "%s, ", address(i))
+	}
+	b.WriteString("10.0.0.1 }\n}\nchain forward {\ntype filter hook forward priority 0; policy accept;\n")
+	b.WriteString("ct state established,related accept\nip saddr @members accept\ndrop\n}\n}\n")
 	return b.String()
 }
 
