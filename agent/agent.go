@@ -44,6 +44,7 @@ type Agent struct {
 	found   []string        // what it found last that is not as it should be
 	node    *nodeState
 	streams streams
+	reports reports
 	docker  *docker.Server      // nil when Docker is not served
 	names   *resolver.Directory // nil as well
 	control *control

@@ -57,7 +57,7 @@ func (a *Agent) endForbidden(ctx context.Context) (int, error) {
 	var forbidden []flows.Connection
 	state, _ := a.pipe.policy()
 	for _, c := range list {
-		if t, ours := j.of(state, c); ours && !t.Allowed {
+		if t, _, ours := j.of(state, c); ours && !t.Allowed {
 			forbidden = append(forbidden, c)
 		}
 	}

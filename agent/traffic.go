@@ -150,7 +150,10 @@ func (a *Agent) serveDrops(w http.ResponseWriter, r *http.Request) {
 	lost := &agentapi.Drop{Lost: true}
 	follow(a, w, r, func(ctx context.Context, s *sink[agentapi.Drop]) error {
 		got := func(rep flows.Report) { s.put(a.drop(rep)) }
-		return flows.FollowReports(ctx, policy.ReportGroup, a.tables.interfaceName, got, func() { kick(s.lost) })
+		listen := func(ctx context.Context, got func(flows.Report), lost func()) error {
+			return flows.FollowReports(ctx, policy.ReportGroup, a.tables.interfaceName, got, lost)
+		}
+		return a.reports.follow(ctx, listen, got, func() { kick(s.lost) })
 	}, lost)
 }
 
@@ -166,7 +169,12 @@ func (a *Agent) drop(r flows.Report) agentapi.Drop {
 		d.Verdict = agentapi.Verdict{Because: "by a rule that has been replaced since"}
 		return d
 	}
-	d.Verdict = verdictDocument(state, label.For(state, r.Packet, r.In, r.Out), false)
+	v := label.For(state, r.Packet, r.In, r.Out)
+	d.Verdict = verdictDocument(state, v, false)
+	if t, err := state.Evaluate(v.Endpoint, label.Place, v.Direction, r.Packet); err == nil && t.Staged != nil && t.Staged.Allowed {
+		would := verdictDocument(state, t.Staged.Verdict, true)
+		d.Staged = &would
+	}
 	return d
 }
 
@@ -238,14 +246,19 @@ func (a *Agent) listFlows(ctx context.Context, j *judge, s *sink[agentapi.Flow])
 // flow describes a connection of a local workload; ours is false for all others.
 func (a *Agent) flow(j *judge, c flows.Connection) (f agentapi.Flow, ours bool) {
 	state, _ := a.pipe.policy()
-	t, ours := j.of(state, c)
+	t, staged, ours := j.of(state, c)
 	if !ours {
 		return f, false
 	}
-	return agentapi.Flow{
+	f = agentapi.Flow{
 		Time: time.Now(), Packet: packetDocument(c.Packet), Verdict: verdictDocument(state, t.Verdict, t.Allowed),
 		Packets: c.Packets, Bytes: c.Bytes, Replied: c.Replied,
-	}, true
+	}
+	if staged.Allowed != t.Allowed {
+		would := verdictDocument(state, staged.Verdict, staged.Allowed)
+		f.Staged = &would
+	}
+	return f, true
 }
 
 // judge says what policies say of connections. It remembers whose address is
@@ -256,11 +269,11 @@ type judge struct {
 }
 
 // of asks the policies of a state: the answer of the first local end that denies
-// the connection, else of the last that was asked. ours is false where neither
-// end is a local workload.
-func (j *judge) of(s *policy.State, c flows.Connection) (t policy.Trace, ours bool) {
+// the connection, else of the last that was asked; and the same as if the staged
+// policies were in force. ours is false where neither end is a local workload.
+func (j *judge) of(s *policy.State, c flows.Connection) (t, staged policy.Trace, ours bool) {
 	if s == nil {
-		return t, false
+		return t, staged, false
 	}
 	if j.state != s {
 		j.state, j.workloads = s, workloadsOf(s)
@@ -271,7 +284,7 @@ func (j *judge) of(s *policy.State, c flows.Connection) (t policy.Trace, ours bo
 		p.DstPort = c.Reply.SrcPort
 	}
 	if !p.Src.IsValid() || !p.Dst.IsValid() || p.Src.Is4() != p.Dst.Is4() {
-		return t, false
+		return t, staged, false
 	}
 	for _, end := range []struct {
 		at netip.Addr
@@ -281,12 +294,20 @@ func (j *judge) of(s *policy.State, c flows.Connection) (t policy.Trace, ours bo
 		if ep == nil {
 			continue
 		}
-		t, ours = s.EvaluateAt(ep, policy.PlaceNormal, end.d, p), true
-		if !t.Allowed {
-			break
+		here := s.EvaluateAt(ep, policy.PlaceNormal, end.d, p)
+		would := here
+		if here.Staged != nil {
+			would = *here.Staged
 		}
+		if !ours || t.Allowed {
+			t = here
+		}
+		if !ours || staged.Allowed {
+			staged = would
+		}
+		ours = true
 	}
-	return t, ours
+	return t, staged, ours
 }
 
 func workloadsOf(s *policy.State) map[netip.Addr]*policy.Endpoint {

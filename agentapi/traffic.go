@@ -20,6 +20,9 @@ type Packet struct {
 	DestinationPort uint16     `json:"destinationPort,omitempty"`
 	Type            uint8      `json:"icmpType,omitempty"`
 	Code            uint8      `json:"icmpCode,omitempty"`
+	// What people call the two; the agent leaves them empty, the command line fills them in.
+	SourceName      string `json:"sourceName,omitempty"`
+	DestinationName string `json:"destinationName,omitempty"`
 }
 
 // Verdict is why a packet was let through or not.
@@ -40,6 +43,8 @@ type Drop struct {
 	In      string    `json:"in,omitempty"`  // interface it came by
 	Out     string    `json:"out,omitempty"` // interface it would have left by
 	Verdict Verdict   `json:"verdict"`
+	// Staged is what would be decided if the staged policies were in force; nil where that is the same.
+	Staged *Verdict `json:"staged,omitempty"`
 	// Lost: more packets were denied than could be reported. A line with Lost has nothing else.
 	Lost bool `json:"lost,omitempty"`
 }
@@ -50,6 +55,7 @@ type Flow struct {
 	Time    time.Time `json:"time"`
 	Packet  Packet    `json:"packet"`
 	Verdict Verdict   `json:"verdict"`
+	Staged  *Verdict  `json:"staged,omitempty"`  // as in Drop
 	Packets uint64    `json:"packets,omitempty"` // both ways; 0 where the kernel does not count
 	Bytes   uint64    `json:"bytes,omitempty"`
 	Replied bool      `json:"replied"`

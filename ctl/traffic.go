@@ -110,11 +110,12 @@ func (a *app) followDrops(ctx context.Context, f agentFlags) error {
 		switch {
 		case failed != nil:
 		case f.output == "json":
+			who.fill(ctx, &d.Packet)
 			failed = printLine(a, d)
 		case d.Lost:
 			_, failed = fmt.Fprintln(a.Stdout, "(more packets were denied than could be printed)")
 		default:
-			_, failed = fmt.Fprintf(a.Stdout, "%s %s DENIED %s: %s\n", d.Time.Local().Format("15:04:05.000"), who.line(ctx, d.Packet), who.where(d.Verdict), d.Verdict.Because)
+			_, failed = fmt.Fprintf(a.Stdout, "%s %s DENIED %s: %s%s\n", d.Time.Local().Format("15:04:05.000"), who.line(ctx, d.Packet), who.where(d.Verdict), d.Verdict.Because, who.would(d.Staged))
 		}
 	})
 	if err != nil {
@@ -163,11 +164,15 @@ func (a *app) listFlows(ctx context.Context, f agentFlags) error {
 	err := agentapi.NewClient(f.socket).Flows(ctx, false, func(v agentapi.Flow) {
 		if f.output == "json" {
 			if failed == nil {
+				who.fill(ctx, &v.Packet)
 				failed = printLine(a, v)
 			}
 			return
 		}
 		k := flowKey{who.name(ctx, v.Packet.Source), who.name(ctx, v.Packet.Destination), traffic(v.Packet), verdictWord(v.Verdict)}
+		if v.Staged != nil {
+			k.verdict += "; staged would be " + verdictWord(*v.Staged)
+		}
 		s := sums[k]
 		s.connections, s.packets, s.bytes = s.connections+1, s.packets+v.Packets, s.bytes+v.Bytes
 		if v.Replied {
@@ -229,7 +234,9 @@ func (a *app) followFlows(ctx context.Context, f agentFlags) error {
 			if d.Lost {
 				return
 			}
-			put(func() error { return a.flowLine(ctx, who, f, d.Time, d.Packet, d.Verdict) })
+			put(func() error {
+				return a.flowLine(ctx, who, f, agentapi.Flow{Time: d.Time, Packet: d.Packet, Verdict: d.Verdict, Staged: d.Staged})
+			})
 		})
 		cancel()
 	}()
@@ -238,7 +245,7 @@ func (a *app) followFlows(ctx context.Context, f agentFlags) error {
 			if v.Ended || v.Time.Before(began) {
 				return
 			}
-			put(func() error { return a.flowLine(ctx, who, f, v.Time, v.Packet, v.Verdict) })
+			put(func() error { return a.flowLine(ctx, who, f, v) })
 		})
 		cancel()
 	}()
@@ -250,16 +257,42 @@ func (a *app) followFlows(ctx context.Context, f agentFlags) error {
 	return failed
 }
 
-func (a *app) flowLine(ctx context.Context, who *directory, f agentFlags, at time.Time, p agentapi.Packet, v agentapi.Verdict) error {
+func (a *app) flowLine(ctx context.Context, who *directory, f agentFlags, v agentapi.Flow) error {
 	if f.output == "json" {
-		return printLine(a, agentapi.Flow{Time: at, Packet: p, Verdict: v})
+		who.fill(ctx, &v.Packet)
+		return printLine(a, v)
 	}
-	word := "DENIED"
-	if v.Allowed {
-		word = "ALLOWED"
-	}
-	_, err := fmt.Fprintf(a.Stdout, "%s %s %s %s: %s\n", at.Local().Format("15:04:05.000"), who.line(ctx, p), word, who.where(v), v.Because)
+	_, err := fmt.Fprintf(a.Stdout, "%s %s %s %s: %s%s\n", v.Time.Local().Format("15:04:05.000"), who.line(ctx, v.Packet), verdictUpper(v.Verdict),
+		who.where(v.Verdict), v.Verdict.Because, who.would(v.Staged))
 	return err
+}
+
+func verdictUpper(v agentapi.Verdict) string {
+	if v.Allowed {
+		return "ALLOWED"
+	}
+	return "DENIED"
+}
+
+// would is the end of a line about what the staged policies would do, if that is
+// something else.
+func (d *directory) would(v *agentapi.Verdict) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (staged policies: would be %s %s: %s)", verdictUpper(*v), d.where(*v), v.Because)
+}
+
+// fill names both ends, where they have names.
+func (d *directory) fill(ctx context.Context, p *agentapi.Packet) {
+	for _, end := range []struct {
+		at   netip.Addr
+		name *string
+	}{{p.Source, &p.SourceName}, {p.Destination, &p.DestinationName}} {
+		if name := d.name(ctx, end.at); name != end.at.String() {
+			*end.name = name
+		}
+	}
 }
 
 // where is the place of a decision: "ingress of default/web".

@@ -353,11 +353,18 @@ func asked(s *policy.State, v policy.Verdict) string {
 		if t.Name != v.Tier {
 			continue
 		}
-		var names []string
+		var names, staged []string
 		for _, id := range t.Policies {
-			if p := s.Policies[id]; p != nil && !p.Staged {
+			switch p := s.Policies[id]; {
+			case p == nil:
+			case p.Staged:
+				staged = append(staged, id.String())
+			default:
 				names = append(names, id.String())
 			}
+		}
+		if len(names) == 0 {
+			names = staged // it is asked what they would do
 		}
 		if len(names) > most {
 			names = append(names[:most], fmt.Sprintf("%d more", len(names)-most))
