@@ -32,5 +32,5 @@ bare() { # prefix inner-net: two hosts with a workload each, joined by a switch 
     at "${!p}" ip route add default via 169.254.1.1
   done
   local p=$1_p2
-  background nsenter --net="/proc/${!p}/ns/net" "$tunnels" serve
+  background ${pin:-} nsenter --net="/proc/${!p}/ns/net" "$tunnels" serve
 }
