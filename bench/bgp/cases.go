@@ -128,7 +128,7 @@ func (p plan) reflector(name string, clients, routes int) (string, error) {
 	}
 	flaps, restart := []string{"-", "-", "-", "-"}, "-"
 	if complete {
-		if flaps, complete, err = s.flaps(p.flapsOf(name), p.patience); err != nil {
+		if flaps, _, err = s.flaps(p.flapsOf(name), p.patience); err != nil {
 			return "", err
 		}
 		d.kill()

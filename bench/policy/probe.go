@@ -74,7 +74,8 @@ func (p *probe) when(passes bool) (time.Time, error) {
 		if passes {
 			return at, nil
 		}
-		if !p.passes(5*time.Millisecond) && !p.passes(5*time.Millisecond) {
+		again := p.passes(5 * time.Millisecond)
+		if more := p.passes(5 * time.Millisecond); !again && !more {
 			return sent, nil
 		}
 	}
