@@ -33,7 +33,7 @@ func (s *Speaker) pathChanged(c monitor.Change) {
 	defer s.mu.Unlock()
 	s.notify()
 	p := s.peers[c.Peer]
-	if p == nil || p.cfg.BFD.Interval == 0 {
+	if s.stopped || p == nil || p.cfg.BFD.Interval == 0 {
 		return
 	}
 	if c.Failed() {

@@ -33,6 +33,11 @@ const (
 	defaultDeferral    = 15 * time.Second
 )
 
+// farewell is how long BFD goes on after the connections are closed. A neighbour that hears of the end of BFD
+// first takes us for dead and drops our routes (FRR does, though RFC 5882 §4.3.1 would have it wait for the
+// graceful restart that the closed connection begins); the two come by different sockets.
+const farewell = 100 * time.Millisecond
+
 // Options are fixed for the life of a Speaker. The zero value is usable.
 type Options struct {
 	// MaxPrefixesPerPeer ends the session of a peer that offers more (Cease, RFC 4486); 0 means 100000.
@@ -153,7 +158,10 @@ func (s *Speaker) Run(ctx context.Context) error {
 	for _, p := range s.peers {
 		s.startPeer(p)
 	}
-	s.joined.Go(func() { s.bfd.Run(ctx) })
+	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWatch()
+	var watched sync.WaitGroup
+	watched.Go(func() { s.bfd.Run(watch) })
 	s.mu.Unlock()
 
 	deferral := time.NewTimer(s.opt.Deferral)
@@ -173,8 +181,17 @@ func (s *Speaker) Run(ctx context.Context) error {
 	for _, l := range s.listeners {
 		l.Close()
 	}
+	watching := false
+	for _, p := range s.peers {
+		watching = watching || p.cfg.BFD.Interval > 0
+	}
 	s.mu.Unlock()
 	s.joined.Wait()
+	if watching {
+		time.Sleep(farewell) // the connections are closed; who stops the speaker waits for it in any case
+	}
+	stopWatch()
+	watched.Wait()
 	return nil
 }
 

@@ -271,3 +271,18 @@ func (c notingConn) Read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// alertTime is how long a failed write waits for the reason.
+const alertTime = 100 * time.Millisecond
+
+// Write looks, when it fails, for what the server said before it closed: in TLS
+// 1.3 it refuses our certificate after the handshake, when we may be writing
+// already, and gRPC closes a connection that cannot be written without reading.
+func (c notingConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		_ = c.SetReadDeadline(time.Now().Add(alertTime))
+		_, _ = c.Read(make([]byte, 1))
+	}
+	return n, err
+}
