@@ -65,11 +65,23 @@ func linear(n int, ctFirst bool) string {
 	if ctFirst {
 		b.WriteString("ct state established,related accept\n")
 	}
-	for i := range n - 1 {
-		fmt.Fprintf(&b, "ip saddr %s tcp dport 8000-8100 accept\n", address(i))
-	}
+	writeOthers(&b, nftOther, n-1)
 	b.WriteString("ip saddr 10.0.0.0/24 accept\ndrop\n}\n}\n")
 	return b.String()
+}
+
+// A rule about another client than the one that measures, for nft and for
+// iptables-restore.
+const (
+	nftOther    = "ip saddr %s tcp dport 8000-8100 accept\n"
+	legacyOther = "-A FORWARD -s %s/32 -p tcp -m tcp --dport 8000:8100 -j ACCEPT\n"
+)
+
+// writeOthers writes n rules that do not match.
+func writeOthers(b *strings.Builder, rule string, n int) {
+	for i := range n {
+		fmt.Fprintf(b, rule, address(i))
+	}
 }
 
 // plainSet is one rule that accepts the members of a set, of which the last is
@@ -88,9 +100,7 @@ func plainSet(n int) string {
 func legacy(n int) string {
 	var b strings.Builder
 	b.WriteString("*filter\n:FORWARD ACCEPT [0:0]\n")
-	for i := range n - 1 {
-		fmt.Fprintf(&b, "-A FORWARD -s %s/32 -p tcp -m tcp --dport 8000:8100 -j ACCEPT\n", address(i))
-	}
+	writeOthers(&b, legacyOther, n-1)
 	b.WriteString("-A FORWARD -s 10.0.0.0/24 -j ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n")
 	return b.String()
 }

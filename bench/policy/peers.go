@@ -60,9 +60,7 @@ func peersOf(t topology) []peer {
 func linearWithOne(n int) string {
 	var b strings.Builder
 	b.WriteString("table ip bench {\nchain one {\n}\nchain forward {\ntype filter hook forward priority 0; policy accept;\njump one\n")
-	for i := range n {
-		fmt.Fprintf(&b, "ip saddr %s tcp dport 8000-8100 accept\n", address(i))
-	}
+	writeOthers(&b, nftOther, n)
 	b.WriteString("drop\n}\n}\n")
 	return b.String()
 }
@@ -71,9 +69,7 @@ func linearWithOne(n int) string {
 func legacyClosed(n int) string {
 	var b strings.Builder
 	b.WriteString("*filter\n:FORWARD ACCEPT [0:0]\n")
-	for i := range n {
-		fmt.Fprintf(&b, "-A FORWARD -s %s/32 -p tcp -m tcp --dport 8000:8100 -j ACCEPT\n", address(i))
-	}
+	writeOthers(&b, legacyOther, n)
 	b.WriteString("-A FORWARD -j DROP\nCOMMIT\n")
 	return b.String()
 }
