@@ -57,12 +57,8 @@ func foreignFilters() ([]string, error) {
 	}
 	var out []string
 	for _, c := range chains {
-		switch {
-		case c.Hook != "forward":
-		case c.PolicyDrop:
-			out = append(out, c.String()+" drops what none of its rules accepts (policy drop)")
-		case c.MayDrop:
-			out = append(out, c.String()+" has rules that drop")
+		if danger := c.Danger(); danger != "" && c.Hook == "forward" {
+			out = append(out, c.String()+" "+danger)
 		}
 	}
 	legacy, err := nft.LegacyTables()

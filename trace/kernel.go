@@ -254,16 +254,9 @@ func filters() ([]Filter, error) {
 	}
 	var out []Filter
 	for _, c := range chains {
-		f := Filter{Name: c.String(), Hook: c.Hook, V4: c.Family != "ip6", V6: c.Family != "ip"}
-		switch {
-		case c.PolicyDrop:
-			f.What = "drops what none of its rules accepts (policy drop)"
-		case c.MayDrop:
-			f.What = "has rules that drop"
-		default:
-			continue
+		if danger := c.Danger(); danger != "" {
+			out = append(out, Filter{Name: c.String(), Hook: c.Hook, V4: c.Family != "ip6", V6: c.Family != "ip", What: danger})
 		}
-		out = append(out, f)
 	}
 	legacy, err := nft.LegacyTables()
 	for _, table := range legacy {

@@ -30,6 +30,18 @@ type OtherChain struct {
 // String is "ip filter FORWARD".
 func (c OtherChain) String() string { return c.Family + " " + c.Table + " " + c.Name }
 
+// Danger says how the chain may drop packets that ours accepts, as the rest of a sentence that begins with its name;
+// empty if it cannot.
+func (c OtherChain) Danger() string {
+	switch {
+	case c.PolicyDrop:
+		return "drops what none of its rules accepts (policy drop)"
+	case c.MayDrop:
+		return "has rules that drop"
+	}
+	return ""
+}
+
 // Others lists the base chains for IPv4 and IPv6 that are not in our table, in the namespace of the calling thread. What
 // iptables-nft makes is among them; what the older iptables makes is not: see LegacyTables.
 func Others() ([]OtherChain, error) {
