@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -139,9 +140,30 @@ func readCounter(a attributes) Counter {
 	return Counter{Packets: a.number(unix.NFTA_COUNTER_PACKETS), Bytes: a.number(unix.NFTA_COUNTER_BYTES)}
 }
 
+// A set that has grown is moved to a larger hash table behind our back. A listing goes on from message to message by
+// position (nft_rhash_walk in net/netfilter/nft_set_hash.c), so that one made meanwhile has elements twice and others not at
+// all. It is made again, within these bounds.
+const (
+	rereads     = 20
+	rereadPause = 5 * time.Millisecond
+)
+
+// repeats reports whether some element is listed twice.
+func repeats(list []element) bool {
+	seen := make(map[string]struct{}, len(list))
+	for _, e := range list {
+		seen[e.Key] = struct{}{}
+	}
+	return len(seen) < len(list)
+}
+
 // listElements reads a set's elements, ranges put together; false where there are elements that we never make.
 func (s *socket) listElements(set string, t desired.SetType) ([]element, bool, error) {
 	raw, err := s.rawElements(set)
+	for n := 0; err == nil && n < rereads && !t.Interval && repeats(raw); n++ {
+		time.Sleep(rereadPause)
+		raw, err = s.rawElements(set)
+	}
 	if err != nil {
 		return nil, false, err
 	}
